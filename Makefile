@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXAMPLES := examples/fashion_mnist
+SOURCES := pyproject.toml $(shell find tbn_compile passes targets training runtime \
+	-type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test test-slow lint docs clean
+
+demo: $(VENV)/installed ## compile the shipped models, validate them and print the summary
+	$(BIN)/tbn-compile $(EXAMPLES)/mlp.onnx --target ort --output build/mlp.tbn.onnx --validate
+	$(BIN)/tbn-compile $(EXAMPLES)/cnn.onnx --target ort --output build/cnn.tbn.onnx --validate
+
+test: $(VENV)/developed ## every test but the slow ones, under 20 minutes on 2 cores
+	$(BIN)/pytest -m "not slow" -n 2
+
+test-slow: $(VENV)/developed ## the rest: models of gigabytes, old releases of ONNX Runtime
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/developed ## style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy -p tbn_compile
+
+docs: $(VENV)/developed ## renew the generated pages and the golden files
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/created $(SOURCES)
+	mkdir -p build
+	$(BIN)/pip install --quiet .
+	touch $@
+
+$(VENV)/developed: $(VENV)/installed .ci/apt-packages.txt .ci/constraints.txt
+	.ci/install-packages .ci/apt-packages.txt
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt '.[dev,train]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Graph passes: `onnx` rewrites ONNX graphs held in onnx_ir."""

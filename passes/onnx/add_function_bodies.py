@@ -1,0 +1,24 @@
+"""Give a model the bodies of the `ai.tbn` operators that it uses."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from tbn_compile import operators
+from tbn_compile.passes.onnx.tiled_nodes import tiled_nodes
+
+
+class AddFunctionBodiesPass(ir.passes.InPlacePass):
+    """Add a model-local function per operator in use, so that any runtime can run the file."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add what is missing; the functions import the model's own operator set."""
+        used = {node.op_type for node in tiled_nodes(model)}
+        opset = model.opset_imports.get("", operators.MIN_OPSET)
+        present = {key[1] for key in model.functions if key[0] == operators.DOMAIN}
+        for operator in sorted(used - present):
+            function = ir.from_proto(operators.function_body(operator, opset))
+            model.functions[function.identifier()] = function
+        if used:
+            model.opset_imports[operators.DOMAIN] = operators.VERSION
+        return ir.passes.PassResult(model, modified=bool(used - present))

@@ -1,0 +1,92 @@
+"""Compile and inspect models: the first two verbs of the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tbn_compile.errors import UsageError, clean
+from tbn_compile.pipeline import Pipeline, ProgressCallback
+from tbn_compile.reports import ModelReport, file_bytes, layer_reports
+from tbn_compile.targets import find_target
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options that every target understands.
+
+    Attributes:
+        input_dims: extents for symbolic dimensions of the model's inputs.
+        dump_phases: folder that receives the model after each phase, or None.
+        progress: called as long phases go on, or None.
+    """
+
+    input_dims: Mapping[str, int] | None = None
+    dump_phases: Path | None = None
+    progress: ProgressCallback | None = None
+
+
+def compile_model(
+    model: str | Path,
+    target: str = "ort",
+    output: str | Path | None = None,
+    options: CompileOptions | None = None,
+) -> ModelReport:
+    """Compile an ONNX file.
+
+    Args:
+        model: an `.onnx` file of a trained network.
+        target: the name of an installed target, see `target_names`.
+        output: where the artifact goes; by default beside the model, named after it. It is
+            replaced only once the new one is complete.
+        options: see `CompileOptions`.
+
+    Returns:
+        What became of each layer, sizes in bytes and seconds per phase.
+
+    Raises:
+        ModelError: if the model is missing, unsafe or invalid, or the artifact cannot be written.
+        UsageError: if the target or an option does not exist.
+    """
+    source, options = Path(model), options or CompileOptions()
+    packager = find_target(target)
+    artifact = Path(output) if output else source.with_name(source.stem + packager.suffix)
+    if artifact.is_dir() or artifact.resolve() == source.resolve():
+        raise UsageError(f"cannot write to {clean(artifact, 200)}; choose another output file")
+    pipeline = Pipeline(source, options.dump_phases, options.progress)
+    graph = pipeline.run(options.input_dims or {})
+    layers = layer_reports(pipeline.finder.layers)
+    original = file_bytes(source)
+    pipeline.package(lambda: packager.package(graph, artifact))
+    return ModelReport(
+        model=source.name,
+        layers=layers,
+        original_file_bytes=original,
+        target=target,
+        artifact=artifact.name,
+        artifact_bytes=file_bytes(artifact),
+        phases=pipeline.phases,
+    )
+
+
+def inspect_model(model: str | Path, options: CompileOptions | None = None) -> ModelReport:
+    """Tell what `compile_model` would lower, and why not; nothing is written.
+
+    Args:
+        model: an `.onnx` file.
+        options: see `CompileOptions`.
+
+    Raises:
+        ModelError: if the model is missing, unsafe or invalid.
+        UsageError: if an option does not fit the model.
+    """
+    source, options = Path(model), options or CompileOptions()
+    pipeline = Pipeline(source, options.dump_phases, options.progress)
+    pipeline.run(options.input_dims or {})
+    return ModelReport(
+        model=source.name,
+        layers=layer_reports(pipeline.finder.layers),
+        original_file_bytes=file_bytes(source),
+        phases=pipeline.phases,
+    )
