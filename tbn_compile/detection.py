@@ -1,7 +1,8 @@
 """Find the tile in a dense weight, or say in words why there is none.
 
-Detection is exact: a returned tile expands to the very bits of the weight. The search is linear in
-the weight's size apart from a bounded number of candidates.
+Detection is exact: a returned tile expands to the weight's own values. The work is linear in the
+weight's size: a period of up to half the signs is found directly, others among candidates whose
+comparison has a budget.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from math import gcd, isqrt
 from typing import Any
 
@@ -18,10 +20,15 @@ import numpy.typing as npt
 from tbn_compile.tile import Bits, Floats, Layout, Signs, TiledBinaryWeight, pack_bits
 
 Symbols = npt.NDArray[np.uint8]
-_WILD = np.uint8(2)
+_EQUAL, _OPPOSITE, _WILD = np.uint8(1), np.uint8(2), np.uint8(3)
+"""What two neighbouring signs are to each other. Two symbols agree if they have a bit in common."""
 _ANCHOR = 64
 _SAMPLE = 65_536
-_WORK = 2**31
+_BLOCK = 4096
+_WORK = 64
+"""How often a weight's signs may be compared in the search for one kind of period."""
+_LEAST_WORK = 2**26
+_TRIES = 256
 _SMALLEST_GAIN = 4
 
 
@@ -44,14 +51,14 @@ def detect_tile(
     Returns:
         The tile with the largest p (the fewest stored bytes), or the reason why there is none.
     """
-    problem = _reject(weight)
+    problem = _reject(weight, layouts)
     if problem:
         return NotTiled(problem)
     found = [tile for layout in layouts for tile in _tiles(weight, layout)]
     if not found:
         return NotTiled("weights have no common magnitude per layer, row or tile")
     best = min(found, key=lambda tile: (tile.stored_bytes, tile.tile_length))
-    positive = best.signs()
+    positive = weight > 0
     if positive.all() or not positive.any():
         return NotTiled("all weights have the same sign: a constant, not a tile")
     if best.stored_bytes * _SMALLEST_GAIN > weight.nbytes:
@@ -88,22 +95,29 @@ def smallest_period(signs: Signs) -> int:
     A tile that does not divide the whole counts only if it repeats, or if 64 signs or more confirm
     it: a shorter agreement is chance.
     """
-    return next(_periods(signs.view(np.uint8), (0,), signs.size), signs.size)
+    return next(_exact_periods(signs.tobytes(), signs.size), signs.size)
 
 
-def _reject(weight: Floats) -> str | None:
+def _reject(weight: Floats, layouts: tuple[Layout, ...]) -> str | None:
     if weight.size < 2:
         return "a single weight"
+    samples = [_sample(weight, layout) for layout in layouts]
+    if all(np.count_nonzero(s[1:] != s[:-1]) * 2 > s.size > 16 for s in samples):
+        first = samples[0]
+        return f"magnitudes differ: {np.unique(first).size} values in the first {first.size}"
     magnitudes = _magnitudes(weight)
     infinity = _magnitudes(np.asarray([np.inf], dtype=weight.dtype))[0]
-    sample = magnitudes[:_SAMPLE]
-    if np.count_nonzero(sample[1:] != sample[:-1]) * 2 > sample.size and sample.size > 16:
-        return f"magnitudes differ: {np.unique(sample).size} values in the first {sample.size}"
     if (magnitudes >= infinity).any():
         return "weights are not finite"
     if not magnitudes.any():
         return "all weights are zero"
     return None
+
+
+def _sample(weight: Floats, layout: Layout) -> npt.NDArray[Any]:
+    """The first magnitudes in stored order."""
+    rows = weight.reshape(weight.shape[0], -1) if layout == "NK" else weight.T
+    return _magnitudes(rows[: -(-_SAMPLE // rows.shape[1])])[:_SAMPLE]
 
 
 def _magnitudes(weight: Floats) -> npt.NDArray[Any]:
@@ -139,12 +153,13 @@ def _plain_tiles(
     if changes.size == 0:
         yield _weight(positive, length, 0, np.abs(flat[:1]), flat.size, 0, shape, layout)
         return
-    start = int(-changes[0] % length)
-    if not ((changes + start) % length).any():
-        scale = np.abs(flat[_run_starts(flat.size, length, start)])
-        yield _weight(positive, length, start, scale, length, start, shape, layout)
-    run = int(np.gcd.reduce(changes))
-    yield _weight(positive, length, 0, np.abs(flat[::run]), run, 0, shape, layout)
+    first = int(changes[0])
+    run = int(np.gcd.reduce(changes - first))
+    if run == 0:
+        run = -(-max(first, flat.size - first) // length) * length
+    start = -first % run
+    scale = np.abs(flat[_run_starts(flat.size, run, start)])
+    yield _weight(positive, length, start % length, scale, run, start, shape, layout)
 
 
 def _run_starts(size: int, run: int, offset: int) -> npt.NDArray[np.int64]:
@@ -163,22 +178,25 @@ def _flipped_tiles(
 ) -> Iterator[TiledBinaryWeight]:
     """Tiles whose scale belongs to a row of [N, K], or a run inside it, and may be negative."""
     inputs = flat.size // outputs
-    if inputs < 2:
+    if inputs <= _SMALLEST_GAIN:
         return
     run = _scale_run(flat, changes, layout, outputs)
-    if run is None or flat.size // run > flat.size // _SMALLEST_GAIN and layout == "NK":
+    if run is None or (layout == "NK" and run <= _SMALLEST_GAIN):
         return
     grid = positive.reshape(outputs, inputs) if layout == "NK" else positive.reshape(inputs, -1).T
     empty = zeros.reshape(outputs, inputs) if layout == "NK" else zeros.reshape(inputs, -1).T
     if (empty.any(axis=1) != empty.all(axis=1)).any():
         return
     empty_rows = empty.all(axis=1)
-    for length in _relative_periods(grid, empty_rows, layout):
+    periods = islice(_relative_periods(grid, empty_rows, layout), _TRIES)
+    for length in chain(periods, (grid.size,)):
         flips = _solve_flips(grid, empty_rows, length, layout)
         if flips is None:
             continue
-        unflipped = grid ^ flips[:, None]
-        tile = _collect_tile(unflipped, empty_rows, length, layout)
+        signs, filled = grid ^ flips[:, None], ~empty
+        if layout == "KN":
+            signs, filled = signs.T, filled.T
+        tile = _collect_tile(signs.reshape(-1), filled.reshape(-1), length)
         sign = np.where(flips, -1, 1)
         if layout == "KN":
             scale, run = np.abs(flat[:outputs]) * sign, 1
@@ -201,84 +219,108 @@ def _scale_run(
 
 
 def _relative_periods(grid: Signs, empty_rows: Signs, layout: Layout) -> Iterator[int]:
-    """Candidate tile lengths of signs whose rows may be flipped: last the whole weight.
+    """Candidate tile lengths of signs whose rows may be flipped, ascending.
 
-    The product of neighbouring signs of one row does not change with the row's flip, so its period
-    is the tile's.
+    How neighbouring signs of one row relate does not change with the row's flip, so the period of
+    these relations is the tile's.
     """
     outputs, inputs = grid.shape
     if layout == "KN":
-        symbols = (grid[:, 1:] ^ grid[:, :-1]).T.astype(np.uint8)
-        symbols[:, empty_rows] = _WILD
-        yield from _periods(symbols.reshape(-1), (0,), grid.size)
-        yield grid.size
-        return
-    symbols = np.full(grid.shape, _WILD)
-    symbols[:, :-1] = grid[:, 1:] ^ grid[:, :-1]
-    symbols[empty_rows] = _WILD
-    first = int(np.argmin(empty_rows)) * inputs
-    yield from _periods(symbols.reshape(-1), (first, first + inputs // 2), grid.size, inputs)
-    yield grid.size
+        relations = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
+        relations[empty_rows] = _WILD
+        symbols, anchors = relations.T.reshape(-1), (0,)
+    else:
+        relations = np.full(grid.shape, _WILD)
+        relations[:, :-1] = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
+        relations[empty_rows] = _WILD
+        first = int(np.argmin(empty_rows)) * inputs
+        symbols, anchors = relations.reshape(-1), (first, first + inputs // 2)
+    if empty_rows.any():
+        return _masked_periods(symbols, anchors, inputs, grid.size)
+    exact = _exact_periods(symbols.tobytes(), grid.size)
+    if layout == "KN":
+        return exact
+    return heapq.merge(exact, _masked_periods(symbols, anchors, inputs, grid.size))
 
 
-def _periods(
-    symbols: Symbols, anchors: tuple[int, ...], size: int, inputs: int = 0
+def _exact_periods(text: bytes, size: int) -> Iterator[int]:
+    """Periods of a text, ascending.
+
+    If a text has a period of up to half its length, the shortest is where its first half stands
+    again, and the others are multiples of it (Fine and Wilf, 1965). Longer ones count if they divide
+    the weight's `size` or if `_ANCHOR` symbols confirm them.
+    """
+    half = -(-len(text) // 2)
+    shortest = text.find(text[:half], 1)
+    if shortest > 0 and text.startswith(text[shortest:]):
+        yield from range(shortest, len(text) - half + 1, shortest)
+    longer = len(text) - half + 1
+    dividing = (divisor for divisor in _divisors(size) if longer <= divisor < len(text))
+    work = max(_LEAST_WORK, _WORK * size)
+    for period in heapq.merge(dividing, _occurrences(text, 0, _ANCHOR, longer)):
+        work -= _BLOCK
+        if text.startswith(text[period : period + _BLOCK]):
+            work -= len(text) - period
+            if text.startswith(text[period:]):
+                yield period
+        if work < 0:
+            return
+
+
+def _masked_periods(
+    symbols: Symbols, anchors: tuple[int, ...], inputs: int, size: int
 ) -> Iterator[int]:
-    """Periods of a sequence with wildcards, shortest first.
+    """Periods of a sequence with wildcards, ascending, as far as the work's budget reaches.
 
     Args:
-        symbols: uint8[L] of 0, 1 and the wildcard 2.
+        symbols: uint8[L], relations of neighbouring signs.
         anchors: positions whose neighbourhood is searched for again; one of them must repeat
             without meeting a wildcard.
+        inputs: the length of a row.
         size: the number of weights, of which an exact tile is a divisor.
-        inputs: row length where each row ends in a wildcard, else 0.
     """
-    length = min(_ANCHOR, max(1, (inputs - 1) // 2) if inputs else max(1, symbols.size // 4))
     text = symbols.tobytes()
-    tried = heapq.merge(
-        _divisors(size), *(_occurrences(text, start, length, size) for start in anchors)
+    length = min(_ANCHOR, max(1, (inputs - 1) // 2))
+    candidates = heapq.merge(
+        _divisors(size),
+        *(_occurrences(text, start, length, start + 1) for start in anchors),
     )
-    exhaustive = not (symbols == _WILD).any()
-    last = 0
-    budget = max(1024, _WORK // symbols.size)
-    for period in tried:
-        if period == last or period >= size:
+    last, work = 0, max(_LEAST_WORK, _WORK * symbols.size)
+    for period in candidates:
+        if period == last or period >= symbols.size:
             continue
-        last, budget = period, budget - 1
-        if budget < 0 and size % period:
-            continue
-        exact = exhaustive or (inputs > 0 and period % inputs == 0)
-        if _worthwhile(period, size) and _repeats(symbols, text, period, exact):
+        last = period
+        agreeing = _agreement(symbols, period)
+        work -= _BLOCK + agreeing
+        if agreeing == symbols.size - period and _worthwhile(period, size):
             yield period
+        if work < 0:
+            return
 
 
 def _worthwhile(period: int, size: int) -> bool:
     return size % period == 0 or 2 * period <= size or size - period >= _ANCHOR
 
 
-def _repeats(symbols: Symbols, text: bytes, period: int, exact: bool) -> bool:
-    view = memoryview(text)
-    if period >= symbols.size:
-        return False
-    if exact and view[period:] == view[:-period]:
-        return True
-    if exact and not (symbols[:_SAMPLE] == _WILD).any():
-        return False
+def _agreement(symbols: Symbols, period: int) -> int:
+    """How many symbols agree with those one period earlier before a block has one that does not."""
     later, earlier = symbols[period:], symbols[:-period]
-    for start in range(0, later.size, _SAMPLE):
-        one, two = later[start : start + _SAMPLE], earlier[start : start + _SAMPLE]
-        if ((one != two) & (one != _WILD) & (two != _WILD)).any():
-            return False
-    return True
+    start, block = 0, _BLOCK
+    while start < later.size:
+        stop = start + block
+        if not (later[start:stop] & earlier[start:stop]).all():
+            return start
+        start, block = stop, min(2 * block, 256 * _BLOCK)
+    return later.size
 
 
-def _occurrences(text: bytes, start: int, length: int, size: int) -> Iterator[int]:
-    """Distances at which the `length` symbols at `start` stand again."""
+def _occurrences(text: bytes, start: int, length: int, search_from: int) -> Iterator[int]:
+    """Distances, ascending, at which the `length` symbols at `start` stand again."""
     anchor = text[start : start + length]
-    if _WILD in anchor or len(anchor) < length:
+    if int(_WILD) in anchor or len(anchor) < length:
         return
-    found = text.find(anchor, start + 1)
-    while found >= 0 and found - start < size:
+    found = text.find(anchor, search_from)
+    while found >= 0:
         yield found - start
         found = text.find(anchor, found + 1)
 
@@ -308,9 +350,13 @@ def _solve_flips(
     joins two rows with a parity; the flips follow from the joined groups.
     """
     outputs, inputs = grid.shape
-    if layout == "NK" and length % inputs == 0 and not empty_rows.any():
-        first = grid[np.arange(outputs) % (length // inputs), 0]
-        return grid[:, 0] ^ first
+    if length >= grid.size:
+        return np.zeros(outputs, dtype=np.bool_)
+    if layout == "NK" and length % inputs == 0:
+        models = _first_of_kind(empty_rows, length // inputs)
+        flips = (grid[:, 0] ^ grid[models, 0]) & ~empty_rows
+        differs = grid ^ grid[models] ^ flips[:, None]
+        return None if differs[~empty_rows].any() else flips
     owner = np.full(length, -1, dtype=np.int64)
     value = np.zeros(length, dtype=np.bool_)
     parent, parity = list(range(outputs)), [False] * outputs
@@ -350,11 +396,22 @@ def _solve_flips(
     return np.fromiter((root(row)[1] for row in range(outputs)), np.bool_, outputs)
 
 
-def _collect_tile(unflipped: Signs, empty_rows: Signs, length: int, layout: Layout) -> Signs:
-    tile = np.zeros(length, dtype=np.bool_)
-    for row in np.flatnonzero(~empty_rows)[::-1].tolist():
-        tile[_phases(row, unflipped, length, layout)] = unflipped[row]
-    return tile
+def _first_of_kind(empty_rows: Signs, kinds: int) -> npt.NDArray[np.int64]:
+    """For each row, the first row that is not empty among those a multiple of `kinds` apart."""
+    rows = np.arange(empty_rows.size)
+    first = np.arange(kinds)
+    filled = np.flatnonzero(~empty_rows)[::-1]
+    first[filled % kinds] = filled
+    return first[rows % kinds] % empty_rows.size
+
+
+def _collect_tile(signs: Signs, filled: Signs, length: int) -> Signs:
+    """Each sign of the tile from the first place where a weight that is not zero shows it."""
+    repeats = -(-signs.size // length)
+    seen = np.zeros((2, repeats * length), dtype=np.bool_)
+    seen[:, : signs.size] = signs, filled
+    signs, filled = seen.reshape(2, repeats, length)
+    return signs[np.argmax(filled, axis=0), np.arange(length)]
 
 
 def _weight(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tbn_compile.errors import ModelError, clean
 
 
 @contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
+def staging_folder(output: Path) -> Generator[Path]:
     """A temporary folder beside `output`; what it holds at the end replaces what was there.
 
     If the body raises, the folder is removed and nothing beside it changes.

@@ -48,17 +48,17 @@ _CONV_ATTRIBUTES = (
 _FORMULA = """
 The dense weight, flattened in the order of `weight_shape`, is
 
-    W[i] = scale[((i + scale_offset) / scale_length) mod C] * (bit[(i + offset) mod tile_length] ? 1 : -1)
+    W[i] = scale[((i + scale_offset) / scale_length) mod C] * sign[(i + offset) mod tile_length]
 
-with `/` the integer division, C the number of scales and `bit` the bits of `tile`, least
-significant bit of each byte first. Accumulation is in float32. Y is clamped to
+with `/` the integer division, C the number of scales and `sign` +1 where the tile's bit is
+1 and -1 where it is 0; the least significant bit of each byte comes first. Accumulation is in float32. Y is clamped to
 [activation_min, activation_max] last, which is Relu for [0, inf]; NaN stays NaN.
 """
 _DOCS = {
     GEMM: "Y = clamp(X * W^T + bias), with W an [N, K] weight stored as a repeated binary tile "
     f"and its scales.\n{_FORMULA}",
-    CONV: "Y = clamp(Conv(X, W, bias)), with W an [N, C/group, k1, ...] weight stored as a repeated "
-    f"binary tile and its scales; 1, 2 or 3 spatial axes.\n{_FORMULA}",
+    CONV: "Y = clamp(Conv(X, W, bias)), with W an [N, C/group, k1, ...] weight stored as a "
+    f"repeated binary tile and its scales; 1, 2 or 3 spatial axes.\n{_FORMULA}",
 }
 _X_SHAPES = {GEMM: "[..., K]", CONV: "[batch, channels, d1, ...]"}
 _Y_SHAPES = {GEMM: "[..., N]", CONV: "[batch, N, o1, ...]"}
@@ -222,13 +222,11 @@ def _schema(operator: str, infer: Any) -> defs.OpSchema:
     return schema
 
 
-_PROTO = {
-    kind: getattr(onnx.AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "STRING")
-}
+_PROTO = {kind: getattr(onnx.AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "STRING")}
 
 
 def _infer_gemm(context: Any) -> None:
-    x, shape, output = _inference_start(context)
+    x, shape = _start_inference(context)
     if shape is None or len(shape) != 2:
         return
     transposed = _int(context, "transB", 1)
@@ -239,11 +237,11 @@ def _infer_gemm(context: Any) -> None:
         return
     dims[-1].Clear()
     dims[-1].dim_value = shape[0] if transposed else shape[1]
-    context.set_output_type(output, result)
+    context.set_output_type(0, result)
 
 
 def _infer_conv(context: Any) -> None:
-    x, shape, output = _inference_start(context)
+    x, shape = _start_inference(context)
     if shape is None or len(shape) != len(x.tensor_type.shape.dim):
         return
     axes = len(shape) - 2
@@ -272,15 +270,15 @@ def _infer_conv(context: Any) -> None:
     context.set_output_type(0, result)
 
 
-def _inference_start(context: Any) -> tuple[onnx.TypeProto, list[int] | None, int]:
+def _start_inference(context: Any) -> tuple[onnx.TypeProto, list[int] | None]:
     """Copy X's element type to Y; give X's type and, if both shapes are known, the weight's."""
     x = context.get_input_type(0)
     kind = onnx.TypeProto()
     kind.tensor_type.elem_type = x.tensor_type.elem_type
     context.set_output_type(0, kind)
     if not x.tensor_type.HasField("shape"):
-        return x, None, 0
-    return x, _ints(context, "weight_shape", []), 0
+        return x, None
+    return x, _ints(context, "weight_shape", [])
 
 
 def _attribute(context: Any, name: str) -> onnx.AttributeProto | None:

@@ -31,6 +31,8 @@ Floats: TypeAlias = npt.NDArray[Any]
 
 MAX_ELEMENTS = 2**33
 """The most weights that one layer may have; larger claims are refused before anything is sized."""
+SCALE_DTYPES = ("float32", "float16", "bfloat16")
+"""The element types of weights, as numpy names them."""
 
 
 def pack_bits(positive: npt.ArrayLike) -> Bits:
@@ -93,9 +95,11 @@ class TiledBinaryWeight:
                 f"uint8[{-(-self.tile_length // 8)}]"
             )
         if self.scale.ndim != 1 or self.scale.size < 1:
-            raise TileError(f"scale has shape {self.scale.shape}; give it one axis, one entry or more")
-        if self.scale_length < 1:
-            raise TileError(f"scale length {self.scale_length} must be 1 or more")
+            raise TileError(f"scale has shape {self.scale.shape}; it needs one axis and an entry")
+        if self.scale.dtype.name not in SCALE_DTYPES:
+            raise TileError(f"scale is {self.scale.dtype}; use {', '.join(SCALE_DTYPES)}")
+        if not 1 <= self.scale_length <= MAX_ELEMENTS:
+            raise TileError(f"scale length {self.scale_length} must be 1 to {MAX_ELEMENTS}")
         if not 0 <= self.offset < self.tile_length:
             raise TileError(f"offset {self.offset} must be 0 to {self.tile_length - 1}")
         cycle = self.scale.size * self.scale_length
@@ -103,15 +107,14 @@ class TiledBinaryWeight:
             raise TileError(f"scale offset {self.scale_offset} must be 0 to {cycle - 1}")
 
     def __eq__(self, other: object) -> bool:
-        """Equal if they give the same weight in the same layout, bit for bit."""
+        """Equal if they give the same weight of the same type in the same layout."""
         if not isinstance(other, TiledBinaryWeight):
             return NotImplemented
         return (
             self.shape == other.shape
             and self.layout == other.layout
             and self.scale.dtype == other.scale.dtype
-            and np.array_equal(self.signs(), other.signs())
-            and np.array_equal(self.scales(), other.scales())
+            and np.array_equal(self.expand(), other.expand())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -143,14 +146,12 @@ class TiledBinaryWeight:
 
     @property
     def scaling(self) -> Literal["layer", "row", "tile", "block"]:
-        """What shares one scale: the layer, a row of the [N, K] weight, a tile, or a shorter run."""
+        """What shares one scale: the layer, a row of [N, K], a tile, or a shorter run."""
         if self.scale.size == 1:
             return "layer"
-        if self._scale_follows_rows():
-            return "row"
         if self.scale_length == self.tile_length and self.scale_offset == self.offset:
             return "tile"
-        return "block"
+        return "row" if self._scale_follows_rows() else "block"
 
     def signs(self) -> Signs:
         """bool[L] in stored order, True for +1."""
@@ -159,9 +160,12 @@ class TiledBinaryWeight:
 
     def scales(self) -> Floats:
         """float[L] in stored order, in the dtype of `scale`."""
-        stop = self.scale_offset + self.size
-        runs = np.repeat(self.scale[: -(-stop // self.scale_length)], min(self.scale_length, stop))
-        return np.resize(runs, stop)[self.scale_offset :]
+        first, within = divmod(self.scale_offset, self.scale_length)
+        scale = np.roll(self.scale, -first)
+        ahead = min(self.scale_length - within, self.size)
+        rest, run = self.size - ahead, min(self.scale_length, self.size)
+        runs = np.repeat(np.roll(scale, -1)[: -(-rest // run)], run)
+        return np.concatenate([np.repeat(scale[:1], ahead), np.resize(runs, rest)])
 
     def expand(self) -> Floats:
         """The dense weight, of shape `shape` (stored order) and the dtype of `scale`."""
@@ -239,10 +243,11 @@ class TiledBinaryWeight:
         row_period = q // gcd(q, self.inputs)
         if self.scale.size == 1 or self._scale_follows_rows():
             return row_period, q, 1
-        segments = -(-self.inputs // self.scale_length)
-        aligned = (self.scale_offset % gcd(self.scale_length, self.inputs)) == 0
-        whole = self.scale_length % self.inputs == 0 or self.inputs % self.scale_length == 0
-        return row_period, self.inputs, segments if aligned and whole else segments + 1
+        # Rows share partial sums only between the places where any of their copies changes scale.
+        run = gcd(self.scale_length, row_period * self.inputs)
+        aligned = self.inputs % run == 0 and self.scale_offset % run == 0
+        segments = self.inputs // run if aligned else (self.inputs + run - 2) // run + 1
+        return row_period, self.inputs, segments
 
     def _scale_follows_rows(self) -> bool:
         if self.layout == "KN":

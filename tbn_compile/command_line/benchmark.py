@@ -1,0 +1,64 @@
+"""`tbn-benchmark`: how fast an artifact is beside its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tbn_compile.command_line import common
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("tbn-benchmark", cls=common.ToolCommand)
+def benchmark_tool(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Original ONNX file.")],
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(metavar="ARTIFACT", help="By default compiled now.", show_default=False),
+    ] = None,
+    *,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of an operator.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="The most rounds.")] = 200,
+    seconds: Annotated[float, typer.Option("--seconds", help="Start no round after these.")] = 10.0,
+    stock: Annotated[
+        bool, typer.Option("--stock", help="Also time the artifact without our library.")
+    ] = False,
+    as_json: common.Json = False,
+    input_dim: common.InputDims = None,
+    _verbose: common.Verbose = False,
+    _version: common.Version = False,
+) -> int:
+    """Time an artifact with our library beside its model in ONNX Runtime.
+
+    Exit status: 0 done, 2 bad usage or input.
+    """
+    input_dims = common.parse_input_dims(input_dim)
+
+    from tbn_compile.benchmarking import benchmark_model  # noqa: PLC0415
+
+    with common.progress_bar() as progress:
+        report = benchmark_model(
+            model,
+            artifact,
+            stock=stock,
+            threads=threads,
+            runs=runs,
+            seconds=seconds,
+            input_dims=input_dims,
+            progress=progress,
+        )
+    if as_json:
+        common.print_json(report.to_dict())
+    else:
+        from tbn_compile import tables  # noqa: PLC0415
+
+        common.print_report(tables.benchmark_table(report), tables.benchmark_lines(report))
+    return common.DONE
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,67 @@
+"""`tbn-validate`: does an artifact compute what its model computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tbn_compile.command_line import common
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("tbn-validate", cls=common.ToolCommand)
+def validate_tool(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Original ONNX file.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Compiled from MODEL.")],
+    *,
+    as_json: common.Json = False,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", metavar="FILE.npz", help="Inputs in place of random ones."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Greatest error, as a share of the largest output; by default 2e-5 for float32, "
+            "2e-2 for float16, 1e-1 for bfloat16 and 0 for integers.",
+        ),
+    ] = None,
+    input_dim: common.InputDims = None,
+    _verbose: common.Verbose = False,
+    _version: common.Version = False,
+) -> int:
+    """Compare an artifact with its model in ONNX Runtime, with and without our library.
+
+    Exit status: 0 passed, 1 failed, 2 bad usage or input.
+    """
+    input_dims = common.parse_input_dims(input_dim)
+
+    from tbn_compile.validation import validate_model  # noqa: PLC0415
+
+    with common.progress_bar() as progress:
+        report = validate_model(
+            model,
+            artifact,
+            inputs=inputs,
+            seed=seed,
+            tolerance=tolerance,
+            input_dims=input_dims,
+            progress=progress,
+        )
+    if as_json:
+        common.print_json(report.to_dict())
+    else:
+        from tbn_compile import tables  # noqa: PLC0415
+
+        common.print_report(tables.validation_table(report), tables.validation_lines(report))
+    return common.DONE if report.passed else common.FAILED
+
+
+def main() -> None:
+    """Entry point."""
+    app()
