@@ -1,4 +1,5 @@
 PYTHON ?= python3
+export ORT_DISABLE_TELEMETRY := 1
 VENV := .venv
 BIN := $(VENV)/bin
 EXAMPLES := examples/fashion_mnist

@@ -1,0 +1,103 @@
+// The kernels one instruction set offers. Pointers and shapes only: no framework is known here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tbn {
+
+enum class ElementType { float32, float16, bfloat16 };
+
+constexpr std::size_t element_bytes(ElementType type) {
+  return type == ElementType::float32 ? 4 : 2;
+}
+
+// A convolution's input rows, laid out so that every tap reads all outputs of a row at unit stride.
+// sums[r * sums_pitch + i] += sum over t of weights[t] * x[r * x_pitch + offsets[t] + i].
+struct TapRows {
+  const float* x;
+  std::int64_t x_pitch;
+  const std::ptrdiff_t* offsets;  // [taps]
+  const float* weights;           // [taps]
+  std::int64_t taps;
+  std::int64_t rows;
+  std::int64_t count;  // a multiple of vector_floats
+  float* sums;
+  std::int64_t sums_pitch;
+};
+
+constexpr std::int64_t vector_floats = 16;
+
+// Rows of signs are packed in blocks of this many; lane r of a block's word belongs to row r.
+constexpr std::int64_t block_rows = 16;
+
+// One call of the table lookup: sums[r][b * block_rows + lane] += signs · inputs.
+//
+// `group` consecutive inputs share a table of 2^(group-1) signed partial sums; the missing half is
+// its negative. A row's code for a group is a table index and a sign bit. 32 / group codes fill a
+// word: index g starts at bit g * group, its sign is bit (g * group + first_sign_bit) % 32.
+// Words are laid out [block][word][lane].
+struct LookupTile {
+  const std::uint32_t* codes;
+  std::int64_t block_pitch;  // words from one block to the next, lanes included
+  std::int64_t blocks;
+  std::int64_t groups;
+  const std::ptrdiff_t* offsets;  // [groups] floats from a row's base to the group's table
+  const float* const* bases;      // [rows]
+  std::int64_t rows;
+  float* sums;
+  std::int64_t sums_pitch;
+};
+
+// y = clamp(scale * u + bias), rounded to `type`. NaN passes through.
+struct Finish {
+  float minimum;
+  float maximum;
+  ElementType type;
+};
+
+struct KernelSet {
+  const char* name;
+  int group;
+  int first_sign_bit;
+
+  // Writes `count` tables, `pitch` floats apart. Table t sums inputs[j][t * stride], j < group.
+  void (*build_tables)(const float* const* inputs, std::ptrdiff_t stride, std::int64_t count,
+                       float* tables, std::ptrdiff_t pitch);
+  void (*lookup)(const LookupTile& tile);
+
+  // signs[i] = ±1.0 for `count` bits from bit `first`; the bits lie inside `bytes` bytes.
+  void (*expand_signs)(const std::uint8_t* bits, std::int64_t bytes, std::int64_t first,
+                       std::int64_t count, float* signs);
+  // sums[r] += signs · x[r]
+  void (*dot_rows)(const float* signs, const float* x, std::int64_t x_pitch, std::int64_t rows,
+                   std::int64_t count, float* sums);
+  // sums[i] += factor * x[i]
+  void (*add_scaled)(float factor, const float* x, std::int64_t count, float* sums);
+  void (*add_taps)(const TapRows& taps);
+  // out[c][r] = in[r][c], `columns` a multiple of 4
+  void (*transpose)(const float* in, std::int64_t in_pitch, std::int64_t rows, std::int64_t columns,
+                    float* out, std::int64_t out_pitch);
+
+  // `y` points at elements of finish.type. One scale and bias an element, or one for all.
+  void (*finish_row)(const Finish& finish, const float* u, const float* scale, const float* bias,
+                     std::int64_t count, void* y);
+  void (*finish_channel)(const Finish& finish, const float* u, float scale, float bias,
+                         std::int64_t count, void* y);
+  void (*to_float)(ElementType type, const void* in, std::int64_t count, float* out);
+
+  std::int64_t table_floats() const { return std::int64_t{1} << (group - 1); }
+  std::int64_t codes_per_word() const { return 32 / group; }
+};
+
+struct KernelSets {
+  const KernelSet* const* begin_;
+  std::size_t count;
+  const KernelSet* const* begin() const { return begin_; }
+  const KernelSet* const* end() const { return begin_ + count; }
+};
+
+// Kernel sets this processor can run, fastest first; the portable one is always the last.
+KernelSets usable_kernels();
+
+}  // namespace tbn
