@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError, Message
 
 from tbn_compile import operators
 from tbn_compile.errors import ModelError, TileError, clean
@@ -26,7 +28,17 @@ from tbn_compile.tile import MAX_ELEMENTS, TiledBinaryWeight
 MAX_FILE_BYTES = 2**31 - 1
 MAX_NODES = 500_000
 MAX_DEPTH = 32
+MAX_CALLS = 256
 MAX_DIMENSION = 2**31 - 1
+
+_LONGEST_SHAPE = 1024
+_SCALE_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
+_SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
+"""Operators whose result is as large as a tensor says, and the place of that input."""
 
 _FIELD_OF = {
     onnx.TensorProto.FLOAT: "float_data",
@@ -56,18 +68,20 @@ def load_model(path: Path) -> ir.Model:
     size = regular_file(path)
     try:
         proto = _parse(path, size)
-        _check_graph(proto.graph, path.parent, 0)
+        _check_text(proto)
+        _check_graph(proto.graph, path.parent, {}, 0)
         for function in proto.functions:
-            for node in function.node:
-                _check_attributes(node, path.parent, 1)
+            _check_nodes(function.node, path.parent, {}, 1)
         _check_standard(proto)
+        _drop_listed_initializers(proto)
         model = ir.from_proto(proto)
     except (ModelError, TileError) as error:
         raise ModelError(f"{clean(path.name, 80)}: {error}") from error
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError, TypeError) as error:
         text = str(error).strip().splitlines() or ["unreadable graph"]
         raise ModelError(f"{clean(path.name, 80)}: not a valid model: {text[0]}") from error
-    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(graph, path.parent.resolve())
     return model
 
 
@@ -114,20 +128,91 @@ def _parse(path: Path, size: int) -> onnx.ModelProto:
     return proto
 
 
+def _check_text(message: Message) -> None:
+    """Refuse text that is not UTF-8: protobuf reads it without complaint, but cannot write it."""
+    for name, is_message, is_repeated in _text_fields(message.DESCRIPTOR):
+        if is_message and not is_repeated and not message.HasField(name):
+            continue
+        value = getattr(message, name)
+        for part in value if is_repeated else (value,):
+            if is_message:
+                _check_text(part)
+            elif not isinstance(part, str):
+                raise ModelError(f"{message.DESCRIPTOR.name}.{name} holds text that is not UTF-8")
+
+
+@cache
+def _text_fields(kind: Descriptor) -> tuple[tuple[str, bool, bool], ...]:
+    """Fields that are or may hold strings: name, whether it is a message, whether repeated."""
+    return tuple(
+        (field.name, field.type == field.TYPE_MESSAGE, field.is_repeated)
+        for field in kind.fields
+        if field.type in (field.TYPE_MESSAGE, field.TYPE_STRING)
+    )
+
+
 def _check_standard(proto: onnx.ModelProto) -> None:
     """Apply ONNX's own rules: operators, attributes, acyclic order, single assignment."""
     operators.register_schemas()
-    nodes = sum(1 for _ in _nodes(proto.graph)) + sum(len(f.node) for f in proto.functions)
+    newest = onnx.defs.onnx_opset_version()
+    for imported in proto.opset_import:
+        if imported.domain in ("", "ai.onnx") and not 1 <= imported.version <= newest:
+            raise ModelError(f"operator set {imported.version} is unknown; 1 to {newest} are read")
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    nodes = _count_inlined(proto.graph.node, functions, {})
     if nodes > MAX_NODES:
-        raise ModelError(f"{nodes} nodes; at most {MAX_NODES} are read")
+        raise ModelError(f"{nodes} nodes once functions are inlined; at most {MAX_NODES} are read")
     onnx.checker.check_model(_without_weights(proto))
+
+
+def _count_inlined(
+    nodes: Iterable[onnx.NodeProto],
+    functions: Mapping[tuple[str, str], onnx.FunctionProto],
+    counts: dict[tuple[str, str], int | None],
+) -> int:
+    """Nodes when every call of a local function is replaced by its body.
+
+    Args:
+        nodes: of a graph or a function; those in subgraphs count too.
+        functions: the model's own, by domain and name.
+        counts: the functions counted so far; None marks one that is being counted.
+    """
+    total = 0
+    for node in nodes:
+        total += 1
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                total += _count_inlined(inner.node, functions, counts)
+        key = (node.domain, node.op_type)
+        if key not in functions:
+            continue
+        if key not in counts:
+            if len(counts) > MAX_CALLS:
+                raise ModelError(f"more than {MAX_CALLS} functions")
+            counts[key] = None
+            counts[key] = _count_inlined(functions[key].node, functions, counts)
+        count = counts[key]
+        if count is None:
+            raise ModelError(f"function {_quoted(node.op_type)} calls itself")
+        total += count
+    return total
+
+
+def _drop_listed_initializers(proto: onnx.ModelProto) -> None:
+    """Before IR version 4 every initializer was listed as an input; none could be overridden."""
+    if proto.ir_version >= 4:
+        return
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in stored]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every large tensor replaced by a claim that the checker does not follow."""
     light = onnx.ModelProto()
     light.CopyFrom(proto) if proto.ByteSize() < 2**24 else _copy_lightly(proto, light)
-    for tensor in _tensors(light.graph):
+    for tensor in (*_tensors(light.graph), *_function_tensors(light)):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _hollow(tensor)
     return light
@@ -155,59 +240,110 @@ def _hollow(tensor: onnx.TensorProto) -> None:
     tensor.dims.append(0)
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in _graphs(attribute):
-                yield from _nodes(inner)
-
-
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in _graphs(attribute):
-                yield from _tensors(inner)
+        yield from _attribute_tensors(node)
+
+
+def _function_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for function in proto.functions:
+        for node in function.node:
+            yield from _attribute_tensors(node)
+
+
+def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for inner in _graphs(attribute):
+            yield from _tensors(inner)
 
 
 def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     return ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
 
 
-def _check_graph(graph: onnx.GraphProto, folder: Path, depth: int) -> None:
+def _check_graph(
+    graph: onnx.GraphProto, folder: Path, outer: Mapping[str, onnx.TensorProto], depth: int
+) -> None:
     if depth > MAX_DEPTH:
         raise ModelError(f"subgraphs are nested deeper than {MAX_DEPTH}")
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value > MAX_DIMENSION:
-                raise ModelError(f"tensor {value.name!r} has a dimension of {dim.dim_value}")
+                raise ModelError(f"tensor {_quoted(value.name)} has a dimension of {dim.dim_value}")
     for tensor in graph.initializer:
         _check_tensor(tensor, folder)
     for sparse in graph.sparse_initializer:
         _check_tensor(sparse.values, folder)
         _check_tensor(sparse.indices, folder)
         _check_dimensions(sparse.values.name, sparse.dims)
-    for node in graph.node:
-        _check_attributes(node, folder, depth)
-    _check_tiled_nodes(graph)
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    _check_nodes(graph.node, folder, {**outer, **known}, depth)
 
 
-def _check_attributes(node: onnx.NodeProto, folder: Path, depth: int) -> None:
-    for attribute in node.attribute:
-        tensors = ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors)
-        for tensor in tensors:
-            _check_tensor(tensor, folder)
-        for inner in _graphs(attribute):
-            _check_graph(inner, folder, depth + 1)
+def _check_nodes(
+    nodes: Iterable[onnx.NodeProto],
+    folder: Path,
+    outer: Mapping[str, onnx.TensorProto],
+    depth: int,
+) -> None:
+    """Check tensors and subgraphs in attributes, and what constants say of sizes.
+
+    Args:
+        nodes: in execution order.
+        folder: where external data lies.
+        outer: constants that the nodes can read, by name.
+        depth: how many graphs these nodes are inside.
+    """
+    known = dict(outer)
+    for node in nodes:
+        for attribute in node.attribute:
+            tensors = ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors)
+            for tensor in tensors:
+                _check_tensor(tensor, folder)
+            for inner in _graphs(attribute):
+                _check_graph(inner, folder, known, depth + 1)
+            if node.op_type == "Constant" and node.output:
+                known[node.output[0]] = _constant(attribute)
+        if node.domain == operators.DOMAIN:
+            _check_tiled_node(node, known)
+        place = _SHAPE_INPUT.get(node.op_type, len(node.input))
+        if place < len(node.input) and node.input[place] in known:
+            _check_claim(node, _integers(known[node.input[place]]))
+
+
+def _constant(attribute: onnx.AttributeProto) -> onnx.TensorProto:
+    if attribute.HasField("t"):
+        return attribute.t
+    kind = onnx.TensorProto.INT64 if attribute.ints else onnx.TensorProto.UNDEFINED
+    return onnx.TensorProto(
+        data_type=kind, dims=[len(attribute.ints)], int64_data=attribute.ints
+    )
+
+
+def _check_claim(node: onnx.NodeProto, shape: list[int]) -> None:
+    """Refuse a constant shape or repeat that no tensor can have, before shapes are inferred."""
+    extents = [max(1, extent) for extent in shape]
+    if max(extents, default=1) > MAX_DIMENSION or prod(extents) > MAX_ELEMENTS:
+        raise ModelError(
+            f"node {_quoted(node.name)} ({node.op_type}) asks for shape {clean(shape, 80)}"
+        )
+
+
+def _integers(tensor: onnx.TensorProto) -> list[int]:
+    """The values of a short embedded int64 tensor that was checked; none of any other."""
+    embedded = tensor.data_location != onnx.TensorProto.EXTERNAL
+    if tensor.data_type != onnx.TensorProto.INT64 or prod(tensor.dims) > _LONGEST_SHAPE:
+        return []
+    return onnx.numpy_helper.to_array(tensor).reshape(-1).tolist() if embedded else []
 
 
 def _check_dimensions(name: str, dims: Any) -> int:
     if any(not 0 <= extent <= MAX_DIMENSION for extent in dims) or prod(dims) > MAX_ELEMENTS:
-        raise ModelError(f"tensor {name!r} claims shape {clean(list(dims), 80)}")
+        raise ModelError(f"tensor {_quoted(name)} claims shape {clean(list(dims), 80)}")
     return prod(dims)
 
 
@@ -217,9 +353,9 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
     try:
         kind = ir.DataType(tensor.data_type)
     except ValueError as error:
-        raise ModelError(f"tensor {tensor.name!r} has no known type") from error
+        raise ModelError(f"tensor {_quoted(tensor.name)} has no known type") from error
     if kind == ir.DataType.UNDEFINED:
-        raise ModelError(f"tensor {tensor.name!r} has no known type")
+        raise ModelError(f"tensor {_quoted(tensor.name)} has no known type")
     if kind == ir.DataType.STRING:
         needed, stored = count, len(tensor.string_data)
     elif tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -231,8 +367,8 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
         needed, stored = _field_count(tensor, kind, count)
     if needed != stored:
         raise ModelError(
-            f"tensor {tensor.name!r} of shape {list(tensor.dims)} stores {stored} values or bytes "
-            f"where {needed} are needed"
+            f"tensor {_quoted(tensor.name)} of shape {clean(list(tensor.dims), 80)} stores {stored} "
+            f"values or bytes where {needed} are needed"
         )
 
 
@@ -251,71 +387,86 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, needed: int) -> None
     absolute path and no `..`, even where they would end inside the folder.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+    try:
+        if len(entries) != len(tensor.external_data):
+            raise ModelError("says two things at once")
+        size = _data_file(folder, entries.get("location", ""))
+        offset = _size(entries, "offset", 0)
+        length = _size(entries, "length", needed)
+        if length != needed or offset + length > size:
+            raise ModelError(
+                f"of {length} bytes at {offset} does not fit a file of {size} bytes and a tensor "
+                f"of {needed}"
+            )
+    except (ModelError, OSError) as error:
+        raise ModelError(f"tensor {_quoted(tensor.name)}: external data {error}") from error
+
+
+def _data_file(folder: Path, location: str) -> int:
+    """The size in bytes of a plain, readable file below the folder, given without detours."""
+    name = _quoted(location)
     parts = Path(location).parts
-    if not location or "\0" in location or Path(location).is_absolute() or ".." in parts:
-        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} leaves the folder")
+    if not parts or "\0" in location or Path(location).is_absolute() or ".." in parts:
+        raise ModelError(f"{name} leaves the folder")
     path = folder
     for part in parts:
         path = path / part
         if path.is_symlink():
-            raise ModelError(f"tensor {tensor.name!r}: external data {location!r} is a link")
+            raise ModelError(f"{name} is a link")
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} leaves the folder")
-    try:
-        size = regular_file(path)
-    except ModelError as error:
-        raise ModelError(f"tensor {tensor.name!r}: external data {error}") from error
+        raise ModelError(f"{name} leaves the folder")
+    size = regular_file(path)
     if path.stat().st_nlink > 1:
-        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} is a hard link")
-    offset, length = _integer(tensor, entries, "offset", 0), _integer(tensor, entries, "length", needed)
-    if length != needed or offset + length > size:
-        raise ModelError(
-            f"tensor {tensor.name!r}: external data of {length} bytes at {offset} does not fit "
-            f"a file of {size} bytes and a tensor of {needed}"
-        )
+        raise ModelError(f"{name} is a hard link")
     if not os.access(path, os.R_OK):
-        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} cannot be read")
+        raise ModelError(f"{name} cannot be read")
+    return size
 
 
-def _integer(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default: int) -> int:
+def _size(entries: Mapping[str, str], key: str, default: int) -> int:
     text = entries.get(key, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ModelError(f"tensor {tensor.name!r}: external data {key} {clean(text, 40)!r} is no size")
+        raise ModelError(f"{key} {clean(text, 40)!r} is no size")
     return int(text)
 
 
-def _check_tiled_nodes(graph: onnx.GraphProto) -> None:
-    """Check operators of `ai.tbn` that the file already holds, before any weight is expanded."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.domain != operators.DOMAIN:
-            continue
-        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        tile, scale = (shapes.get(name) for name in (*node.input[1:3], "", "")[:2])
-        try:
-            _check_tiled_node(values, tile, scale)
-        except (KeyError, TypeError, TileError) as error:
-            raise ModelError(f"node {node.name!r} ({node.op_type}): {error}") from error
+def _check_tiled_node(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> None:
+    """Check an operator of `ai.tbn` that the file already holds, before any weight is expanded."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    tile, scale = (known.get(name) for name in (*node.input[1:3], "", "")[:2])
+    try:
+        _check_tiling(values, tile, scale)
+    except (KeyError, TypeError, ValueError) as error:
+        missing = f"attribute {error} is missing" if isinstance(error, KeyError) else error
+        raise ModelError(f"node {_quoted(node.name)} ({node.op_type}): {missing}") from error
 
 
-def _check_tiled_node(
-    values: dict[str, Any], tile: list[int] | None, scale: list[int] | None
+def _check_tiling(
+    values: dict[str, Any], tile: onnx.TensorProto | None, scale: onnx.TensorProto | None
 ) -> None:
     length = int(values["tile_length"])
     if not 1 <= length <= MAX_ELEMENTS:
         raise TileError(f"tile length {length} must be 1 to {MAX_ELEMENTS}")
-    if tile is not None and tile != [-(-length // 8)]:
-        raise TileError(f"tile of shape {tile} does not hold {length} bits")
-    if scale is not None and (len(scale) != 1 or not 1 <= scale[0] <= MAX_ELEMENTS):
-        raise TileError(f"scale has shape {scale}; give it one axis, one entry or more")
+    if tile is not None and (list(tile.dims), tile.data_type) != (
+        [-(-length // 8)],
+        onnx.TensorProto.UINT8,
+    ):
+        raise TileError(f"tile of shape {list(tile.dims)} does not hold {length} bits in uint8")
+    if scale is not None and (len(scale.dims) != 1 or scale.data_type not in _SCALE_TYPES):
+        raise TileError("scale must have one axis and be float32, float16 or bfloat16")
+    if values.get("scale_offset", 0) + prod(values["weight_shape"]) > MAX_ELEMENTS:
+        raise TileError(f"scale offset {values['scale_offset']} must be 0 to {MAX_ELEMENTS}")
     TiledBinaryWeight(
         bits=np.broadcast_to(np.uint8(0), (-(-length // 8),)),
         shape=tuple(values["weight_shape"]),
         tile_length=length,
-        scale=np.broadcast_to(np.float32(1), (scale[0] if scale else 1,)),
+        scale=np.broadcast_to(np.float32(1), (scale.dims[0] if scale else 1,)),
         scale_length=int(values["scale_length"]),
         offset=int(values.get("offset", 0)),
         scale_offset=int(values.get("scale_offset", 0)) if scale else 0,
         layout="NK" if values.get("transB", 1) else "KN",
     )
+
+
+def _quoted(name: str) -> str:
+    return repr(clean(name, 80))

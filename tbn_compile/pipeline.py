@@ -52,6 +52,12 @@ class Pipeline:
         with self._phase("load"):
             model = load_model(self.source)
         self._save("load", model)
+        try:
+            return self._rewrite(model, input_dims)
+        except ModelError as error:
+            raise ModelError(f"{clean(self.source.name, 80)}: {error}") from error
+
+    def _rewrite(self, model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
         with self._phase("normalise"):
             model = normalise(model, input_dims)
         self._save("normalise", model)
@@ -101,7 +107,7 @@ def normalise(model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
     model = inline(model).model
     passes.RaiseOpsetPass()(model)
     _pin_dimensions(model, input_dims)
-    return common.ShapeInferencePass()(model).model
+    return passes.InferShapesPass()(model).model
 
 
 def lower(model: ir.Model, finder: passes.TileFinder) -> ir.Model:
@@ -128,6 +134,7 @@ def optimise(model: ir.Model) -> ir.Model:
         passes.ShareTilesPass(),
         passes.AddFunctionBodiesPass(),
         common.RemoveUnusedNodesPass(),
+        passes.OrderInitializersPass(),
         common.NameFixPass(),
     ):
         step(model)

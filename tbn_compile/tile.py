@@ -33,6 +33,8 @@ MAX_ELEMENTS = 2**33
 """The most weights that one layer may have; larger claims are refused before anything is sized."""
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
 """The element types of weights, as numpy names them."""
+_ROUNDING = 2**-8
+"""The relative error of the coarsest type, bfloat16; more is an overflow or an underflow."""
 
 
 def pack_bits(positive: npt.ArrayLike) -> Bits:
@@ -189,8 +191,9 @@ class TiledBinaryWeight:
             scale changes inside a row.
 
         Raises:
-            TileError: if the layout is "KN", `factor` is per output and the present scale is
-                neither per layer nor per output, because the two cannot be joined.
+            TileError: if a product leaves the range of the scale's type; or if the layout is "KN",
+                `factor` is per output and the present scale is neither per layer nor per output,
+                because the two cannot be joined.
         """
         if factor.ndim == 0:
             return self._with_scale(self.scale * factor, self.scale_length, self.scale_offset)
@@ -261,12 +264,18 @@ class TiledBinaryWeight:
             return self.scale
         return self.scales()[:: self.inputs]
 
-    def _with_scale(self, scale: Floats, length: int, offset: int) -> TiledBinaryWeight:
+    def _with_scale(self, product: Floats, length: int, offset: int) -> TiledBinaryWeight:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scale = np.ascontiguousarray(product, dtype=self.scale.dtype)
+            error = np.abs(scale.astype(np.float64) - product.astype(np.float64))
+            fits = error <= _ROUNDING * np.abs(product.astype(np.float64))
+        if not fits.all():
+            raise TileError(f"a scale of {product[~fits][0]:g} does not fit {self.scale.dtype}")
         return TiledBinaryWeight(
             bits=self.bits,
             shape=self.shape,
             tile_length=self.tile_length,
-            scale=np.ascontiguousarray(scale, dtype=self.scale.dtype),
+            scale=scale,
             scale_length=length,
             offset=self.offset,
             scale_offset=offset,

@@ -5,9 +5,11 @@ from tbn_compile.passes.onnx.finding import Layer, TileFinder
 from tbn_compile.passes.onnx.fold_batch_norm import FoldBatchNormPass
 from tbn_compile.passes.onnx.fuse_activation import FuseActivationPass
 from tbn_compile.passes.onnx.fuse_bias import FuseBiasPass
+from tbn_compile.passes.onnx.infer_shapes import InferShapesPass
 from tbn_compile.passes.onnx.lower_conv import LowerConvPass
 from tbn_compile.passes.onnx.lower_gemm import LowerGemmPass
 from tbn_compile.passes.onnx.lower_matmul import LowerMatMulPass
+from tbn_compile.passes.onnx.order_initializers import OrderInitializersPass
 from tbn_compile.passes.onnx.raise_opset import RaiseOpsetPass
 from tbn_compile.passes.onnx.share_tiles import ShareTilesPass
 from tbn_compile.passes.onnx.tiled_nodes import nodes_of, tiled_nodes
@@ -17,10 +19,12 @@ __all__ = [
     "FoldBatchNormPass",
     "FuseActivationPass",
     "FuseBiasPass",
+    "InferShapesPass",
     "Layer",
     "LowerConvPass",
     "LowerGemmPass",
     "LowerMatMulPass",
+    "OrderInitializersPass",
     "RaiseOpsetPass",
     "ShareTilesPass",
     "TileFinder",

@@ -7,6 +7,9 @@ import onnx_ir as ir
 from tbn_compile import operators
 from tbn_compile.passes.onnx.tiled_nodes import tiled_nodes
 
+_FIRST_WITH_FUNCTIONS = 8
+"""The IR version from which a model can carry functions."""
+
 
 class AddFunctionBodiesPass(ir.passes.InPlacePass):
     """Add a model-local function per operator in use, so that any runtime can run the file."""
@@ -14,11 +17,25 @@ class AddFunctionBodiesPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add what is missing; the functions import the model's own operator set."""
         used = {node.op_type for node in tiled_nodes(model)}
+        completed = [_write_defaults(node) for node in tiled_nodes(model)]
         opset = model.opset_imports.get("", operators.MIN_OPSET)
         present = {key[1] for key in model.functions if key[0] == operators.DOMAIN}
         for operator in sorted(used - present):
             function = ir.from_proto(operators.function_body(operator, opset))
             model.functions[function.identifier()] = function
         if used:
+            model.ir_version = max(model.ir_version, _FIRST_WITH_FUNCTIONS)
             model.opset_imports[operators.DOMAIN] = operators.VERSION
-        return ir.passes.PassResult(model, modified=bool(used - present))
+        return ir.passes.PassResult(model, modified=bool(used - present) or any(completed))
+
+
+def _write_defaults(node: ir.Node) -> bool:
+    """Write out the numbers that the node leaves to their default: a body knows no defaults."""
+    missing = {
+        name: default
+        for name, _, default, _ in operators.attributes_of(node.op_type)
+        if isinstance(default, int | float) and name not in node.attributes
+    }
+    for name, default in missing.items():
+        node.attributes[name] = ir.convenience.convert_attribute(name, default)
+    return bool(missing)

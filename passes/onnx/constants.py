@@ -16,15 +16,29 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from tbn_compile.errors import clean
 from tbn_compile.loading import tensor_array
 
 MAX_FOLDED_ELEMENTS = 2**27
 """The most elements that one step of a constant expression may have."""
+_MOST_REPEATS = 256
+"""How many times larger than its constants a step may be: no tiny tile with a huge repeat."""
+_ALWAYS_FOLDED = 2**22
+_MOST_STEPS = 16
+"""How many steps of the largest size an expression may have."""
 
-_RANDOM = {
-    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-    "RandomUniformLike", "Dropout",
+_FOLDABLE = {
+    "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast",
+    "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Div",
+    "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater",
+    "GreaterOrEqual", "HardSigmoid", "Identity", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal",
+    "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape",
+    "Sigmoid", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile",
+    "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
 }  # fmt: skip
+"""Operators whose cost is linear in what they read and write, and that no random number enters."""
 _SMALL = 1024
 
 
@@ -111,7 +125,8 @@ def _expression(
         seen.add(current)
         leaf = _leaf(current)
         if isinstance(leaf, NotConstant):
-            return leaf
+            name = clean(current.name, 80)
+            return NotConstant(f"depends on {name!r}, which {leaf.reason}", leaf.computed)
         if leaf is not None:
             leaves[current] = leaf
             continue
@@ -124,7 +139,7 @@ def _expression(
 
 
 def _foldable(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type in _RANDOM:
+    if node.domain != "" or node.op_type not in _FOLDABLE:
         return False
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return all(not a.is_ref() and a.type not in graphs for a in node.attributes.values())
@@ -145,7 +160,8 @@ def _evaluate(
     small = {v: t for v, t in leaves.items() if t.size <= _SMALL}
     fed = {v: t for v, t in leaves.items() if t.size > _SMALL}
     model = _expression_model(value, opset, nodes, small, fed, names)
-    problem = _unsafe_shape(model)
+    held = sum(tensor.size for tensor in leaves.values())
+    problem = _unsafe_shape(model, max(_ALWAYS_FOLDED, _MOST_REPEATS * held))
     if problem:
         return NotConstant(problem)
     options = onnxruntime.SessionOptions()
@@ -210,21 +226,67 @@ def _expression_model(
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def _unsafe_shape(model: onnx.ModelProto) -> str | None:
-    """Infer every step's shape; complain of one that is unknown or too large to compute."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except Exception as error:  # noqa: BLE001  # several C++ errors, no common base
-        return f"has no valid shape: {str(error).strip().splitlines()[0]}"
-    known = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
-    for node in inferred.graph.node:
-        for name in node.output:
-            kind = known[name].type.tensor_type if name in known else None
-            if kind is None or not kind.HasField("shape"):
+def _unsafe_shape(model: onnx.ModelProto, most: int) -> str | None:
+    """Infer every step's shape; complain of one that is unknown or too large to compute.
+
+    Node by node: the inference of whole graphs sizes buffers by what the graph claims.
+    """
+    most, total = min(most, MAX_FOLDED_ELEMENTS), 0
+    kinds = {value.name: value.type for value in model.graph.input}
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, tensor in known.items():
+        kinds[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    for node in model.graph.node:
+        try:
+            outputs = _infer(node, model, kinds, known)
+        except Exception as error:  # noqa: BLE001  # several C++ errors, no common base
+            return f"has no valid shape: {str(error).strip().splitlines()[0]}"
+        for name in filter(None, node.output):
+            kind = outputs.get(name, onnx.TypeProto()).tensor_type
+            dims = kind.shape.dim
+            if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
                 return f"is computed by {node.op_type} with a shape that is not known in advance"
-            if any(not dim.HasField("dim_value") for dim in kind.shape.dim):
-                return f"is computed by {node.op_type} with a shape that is not known in advance"
-            if prod(dim.dim_value for dim in kind.shape.dim) > MAX_FOLDED_ELEMENTS:
-                return f"is computed by {node.op_type} with over {MAX_FOLDED_ELEMENTS} elements"
-    model.graph.output[0].CopyFrom(inferred.graph.output[0])
+            size = prod(dim.dim_value for dim in dims)
+            total += size
+            if size > most or total > _MOST_STEPS * most:
+                return f"is computed by {node.op_type} with over {most} elements, too many to fold"
+        kinds.update(outputs)
+    model.graph.output[0].type.CopyFrom(kinds[model.graph.output[0].name])
     return None
+
+
+def _infer(
+    node: onnx.NodeProto,
+    model: onnx.ModelProto,
+    kinds: Mapping[str, onnx.TypeProto],
+    known: dict[str, onnx.TensorProto],
+) -> dict[str, onnx.TypeProto]:
+    """The types of a node's results; small integer results are computed and join `known`."""
+    imports = list(model.opset_import)
+    schema = onnx.defs.get_schema(node.op_type, imports[0].version, "")
+    read = {name: kinds[name] for name in node.input if name}
+    data = {name: known[name] for name in read if name in known}
+    outputs = onnx.shape_inference.infer_node_outputs(
+        schema, node, read, data, opset_imports=imports, ir_version=model.ir_version
+    )
+    kind = outputs.get(node.output[0], onnx.TypeProto()).tensor_type
+    size = prod(dim.dim_value for dim in kind.shape.dim)
+    asks_shape = node.op_type in ("Shape", "Size")
+    if kind.elem_type != onnx.TensorProto.INT64 or size > _SMALL:
+        return outputs
+    if asks_shape or len(data) == len(read):
+        from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # slow to import
+
+        feeds = {
+            name: _empty(kinds[name]) if asks_shape else onnx.numpy_helper.to_array(data[name])
+            for name in read
+        }
+        results = ReferenceEvaluator(node).run(None, feeds)
+        for name, result in zip(node.output, results, strict=True):
+            known[name] = onnx.numpy_helper.from_array(np.asarray(result), name)
+    return outputs
+
+
+def _empty(kind: onnx.TypeProto) -> npt.NDArray[np.int8]:
+    """An array of the shape that holds no memory."""
+    return np.broadcast_to(np.int8(0), [dim.dim_value for dim in kind.tensor_type.shape.dim])

@@ -14,10 +14,10 @@ from tbn_compile.passes.onnx.tiled_nodes import (
     Initializers,
     absorb,
     clamps,
+    constant_tiled_nodes,
     only_follower,
     read_bias,
     read_weight,
-    tiled_nodes,
     write_bias,
     write_weight,
 )
@@ -47,7 +47,7 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
         """Fold in the graph and its subgraphs."""
         initializers = Initializers(model)
         modified = False
-        for node in tiled_nodes(model):
+        for node in constant_tiled_nodes(model):
             follower = only_follower(node, "BatchNormalization")
             if follower is None or clamps(node) or not _channels_are_outputs(node):
                 continue
@@ -88,6 +88,8 @@ def _fold(node: ir.Node, affine: _Affine, initializers: Initializers) -> bool:
     try:
         scaled = weight.scaled(affine.factor.astype(np.float32))
     except TileError:
+        return False
+    if scaled.scale.size > max(weight.scale.size, weight.outputs):
         return False
     bias = read_bias(node)
     shift = affine.shift if bias is None else affine.shift + bias.astype(np.float64) * affine.factor

@@ -11,10 +11,10 @@ from tbn_compile.passes.onnx.tiled_nodes import (
     Initializers,
     absorb,
     clamps,
+    constant_tiled_nodes,
     only_follower,
     outputs_of,
     read_bias,
-    tiled_nodes,
     write_bias,
 )
 from tbn_compile.tile import Floats
@@ -35,7 +35,7 @@ class FuseBiasPass(ir.passes.InPlacePass):
         """Fuse in the graph and its subgraphs."""
         initializers = Initializers(model)
         modified = False
-        for node in tiled_nodes(model):
+        for node in constant_tiled_nodes(model):
             follower = only_follower(node, "Add")
             if follower is None or clamps(node) or read_bias(node) is not None:
                 continue

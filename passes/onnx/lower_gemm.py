@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tbn_compile import operators
+from tbn_compile.errors import TileError
 from tbn_compile.passes.onnx.constants import NotConstant, constant_array
 from tbn_compile.passes.onnx.finding import TileFinder
 from tbn_compile.passes.onnx.tiled_nodes import Initializers, make_tiled_node, nodes_of, replace
@@ -32,6 +33,11 @@ class LowerGemmPass(ir.passes.InPlacePass):
             layer, weight = self.finder.find_matrix(node, transposed)
             if weight is None:
                 continue
+            try:
+                weight = _times_alpha(node, weight)
+            except TileError as error:
+                self.finder.leave(layer, f"alpha cannot join the scale: {error}")
+                continue
             layer.tiled = self._lower(node, weight, initializers)
             modified = True
         return ir.passes.PassResult(model, modified)
@@ -39,10 +45,7 @@ class LowerGemmPass(ir.passes.InPlacePass):
     def _lower(
         self, node: ir.Node, weight: TiledBinaryWeight, initializers: Initializers
     ) -> ir.Node:
-        alpha = node.attributes.get_float("alpha", 1.0)
         beta = node.attributes.get_float("beta", 1.0)
-        if alpha != 1.0:
-            weight = weight.scaled(np.asarray(alpha, dtype=np.float32))
         x, before = _untransposed(node)
         addend = node.inputs[2] if len(node.inputs) > 2 else None
         bias = self._bias(addend, beta, weight)
@@ -57,13 +60,18 @@ class LowerGemmPass(ir.passes.InPlacePass):
     def _bias(
         self, addend: ir.Value | None, beta: float | None, weight: TiledBinaryWeight
     ) -> Floats | None:
-        """beta · C as float[N]; None if there is none or it is no constant row."""
+        """Beta · C as float[N]; None if there is none or it is no constant row."""
         if addend is None:
             return None
         array = constant_array(addend, self.finder.opset)
         if isinstance(array, NotConstant):
             return None
         return as_bias(array * np.asarray(beta, dtype=array.dtype), weight.outputs)
+
+
+def _times_alpha(node: ir.Node, weight: TiledBinaryWeight) -> TiledBinaryWeight:
+    alpha = node.attributes.get_float("alpha", 1.0)
+    return weight if alpha == 1.0 else weight.scaled(np.asarray(alpha, dtype=np.float32))
 
 
 def as_bias(array: Floats, outputs: int) -> Floats | None:

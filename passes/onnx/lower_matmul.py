@@ -41,8 +41,11 @@ class LowerMatMulPass(ir.passes.InPlacePass):
 
     def _explain(self, node: ir.Node, layer: Layer) -> None:
         """Name the case of a weight on the left, and of two activations."""
-        left = node.inputs[0]
-        if layer.shape or left is None:
+        left, right = node.inputs
+        if layer.shape or left is None or right is None:
+            return
+        outcome = constant_array(right, self.finder.opset)
+        if not isinstance(outcome, NotConstant) or not outcome.computed:
             return
         constant = not isinstance(constant_array(left, self.finder.opset), NotConstant)
         reason = (
@@ -50,6 +53,4 @@ class LowerMatMulPass(ir.passes.InPlacePass):
             if constant
             else "both operands are computed when the model runs"
         )
-        right_is_input = layer.reason is not None and "override" in layer.reason
-        if not right_is_input:
-            self.finder.leave(layer, reason)
+        self.finder.leave(layer, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import permutations
 
 import numpy as np
 import onnx_ir as ir
@@ -12,20 +13,21 @@ from tbn_compile import operators
 from tbn_compile.detection import find_window, smallest_period
 from tbn_compile.passes.onnx.tiled_nodes import (
     Initializers,
+    constant_tiled_nodes,
     read_weight,
-    tiled_nodes,
     write_weight,
 )
 from tbn_compile.tile import Signs, TiledBinaryWeight, pack_bits, unpack_bits
 
 _SMALLEST_TILE = 64
+_MOST_PERMUTED = 4
 
 
 class ShareTilesPass(ir.passes.InPlacePass):
     """Let layers whose signs are windows on one repeated tile refer to a single copy of it.
 
     Only layers that read one activation (query, key and value) are compared. Either their signs
-    repeat once they are joined in graph order, or one layer's signs stand in another's tile. Tiles
+    repeat once they are joined in some order, or one layer's signs stand in another's tile. Tiles
     of fewer than 64 signs are left: they meet by chance.
     """
 
@@ -33,7 +35,7 @@ class ShareTilesPass(ir.passes.InPlacePass):
         """Share tiles among the nodes of each activation."""
         initializers = Initializers(model)
         modified = False
-        for nodes in _siblings(tiled_nodes(model)):
+        for nodes in _siblings(constant_tiled_nodes(model)):
             weights = [read_weight(node) for node in nodes]
             shared = _joined(weights) or _windows(weights)
             for node, old, new in zip(nodes, weights, shared, strict=True):
@@ -46,14 +48,19 @@ class ShareTilesPass(ir.passes.InPlacePass):
 def _joined(weights: list[TiledBinaryWeight]) -> list[TiledBinaryWeight] | None:
     """All weights on the tile of their concatenation; None if that is no shorter."""
     parts = [weight.signs() for weight in weights]
-    signs = np.concatenate(parts)
-    length = smallest_period(signs)
+    places = range(len(weights))
+    orders = permutations(places) if len(weights) <= _MOST_PERMUTED else [tuple(places)]
+    joined = ((order, np.concatenate([parts[place] for place in order])) for order in orders)
+    length, order, signs = min(
+        ((smallest_period(signs), order, signs) for order, signs in joined),
+        key=lambda candidate: candidate[:2],
+    )
     if length >= sum({weight.bits.tobytes(): weight.tile_length for weight in weights}.values()):
         return None
-    starts = np.cumsum([0, *(part.size for part in parts[:-1])]).tolist()
+    starts = np.cumsum([0, *(parts[place].size for place in order)])
+    offsets = dict(zip(order, starts.tolist(), strict=False))
     return [
-        _placed(weight, signs[:length], start % length)
-        for weight, start in zip(weights, starts, strict=True)
+        _placed(weights[place], signs[:length], offsets[place] % length) for place in places
     ]
 
 

@@ -36,11 +36,13 @@ class Initializers:
                 *(output for node in graph for output in node.outputs),
             )
         }
+        for node in constant_tiled_nodes(model):
+            for value in filter(None, node.inputs[1:]):
+                self._stored.setdefault(_key(_array(value)), value)
 
     def add(self, name: str, array: Floats) -> ir.Value:
         """Store an array in the main graph, where every subgraph sees it."""
-        key = (array.dtype.name, array.shape, array.tobytes())
-        stored = self._stored.get(key)
+        stored = self._stored.get(_key(array))
         if stored is not None and stored.graph is self._graph:
             return stored
         kind = _KINDS.get(array.dtype)
@@ -50,7 +52,7 @@ class Initializers:
             name=free, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self._graph.register_initializer(value)
-        self._stored[key] = value
+        self._stored[_key(array)] = value
         return value
 
     def free_name(self, name: str) -> str:
@@ -63,6 +65,10 @@ class Initializers:
         return free
 
 
+def _key(array: Floats) -> tuple[str, tuple[int, ...], bytes]:
+    return array.dtype.name, array.shape, array.tobytes()
+
+
 def nodes_of(model: ir.Model, *operator_types: str, domain: str = "") -> Iterator[ir.Node]:
     """The nodes of these types in the graph and its subgraphs, in order; safe to change."""
     for node in list(model.graph.all_nodes()):
@@ -73,6 +79,14 @@ def nodes_of(model: ir.Model, *operator_types: str, domain: str = "") -> Iterato
 def tiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """All `ai.tbn` nodes, in order."""
     return nodes_of(model, operators.GEMM, operators.CONV, domain=operators.DOMAIN)
+
+
+def constant_tiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The `ai.tbn` nodes whose tile, scale and bias are constants that no caller may override."""
+    for node in tiled_nodes(model):
+        values = [value for value in node.inputs[1:] if value is not None]
+        if all(v.const_value is not None and not v.is_graph_input() for v in values):
+            yield node
 
 
 def make_tiled_node(
@@ -200,4 +214,9 @@ def _initializer(node: ir.Node, index: int) -> Any:
     value = node.inputs[index]
     if value is None or value.const_value is None:
         raise ModelError(f"node {node.name!r}: input {index} is no initializer")
+    return _array(value)
+
+
+def _array(value: ir.Value) -> Any:
+    assert value.const_value is not None
     return tensor_array(value.const_value)
