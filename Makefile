@@ -3,6 +3,7 @@ export ORT_DISABLE_TELEMETRY := 1
 VENV := .venv
 BIN := $(VENV)/bin
 EXAMPLES := examples/fashion_mnist
+REAL_MODELS := tests/models/requirements.txt
 SOURCES := pyproject.toml $(shell find tbn_compile passes targets training runtime \
 	-type f -not -path '*/__pycache__/*')
 
@@ -38,7 +39,8 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 	$(BIN)/pip install --quiet .
 	touch $@
 
-$(VENV)/developed: $(VENV)/installed .ci/apt-packages.txt .ci/constraints.txt
+$(VENV)/developed: $(VENV)/installed .ci/apt-packages.txt .ci/constraints.txt $(REAL_MODELS)
 	.ci/install-packages .ci/apt-packages.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt '.[dev,train]'
+	$(BIN)/pip install --quiet --no-deps --requirement $(REAL_MODELS)
 	touch $@

@@ -187,7 +187,7 @@ def _flipped_tiles(
     empty = zeros.reshape(outputs, inputs) if layout == "NK" else zeros.reshape(inputs, -1).T
     if (empty.any(axis=1) != empty.all(axis=1)).any():
         return
-    empty_rows = empty.all(axis=1)
+    empty_rows: Signs = np.asarray(empty.all(axis=1))
     periods = islice(_relative_periods(grid, empty_rows, layout), _TRIES)
     for length in chain(periods, (grid.size,)):
         flips = _solve_flips(grid, empty_rows, length, layout)
@@ -224,17 +224,19 @@ def _relative_periods(grid: Signs, empty_rows: Signs, layout: Layout) -> Iterato
     How neighbouring signs of one row relate does not change with the row's flip, so the period of
     these relations is the tile's.
     """
-    outputs, inputs = grid.shape
+    inputs = grid.shape[1]
     if layout == "KN":
         relations = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
         relations[empty_rows] = _WILD
-        symbols, anchors = relations.T.reshape(-1), (0,)
+        symbols = relations.T.reshape(-1)
+        anchors: tuple[int, ...] = (0,)
     else:
         relations = np.full(grid.shape, _WILD)
         relations[:, :-1] = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
         relations[empty_rows] = _WILD
         first = int(np.argmin(empty_rows)) * inputs
-        symbols, anchors = relations.reshape(-1), (first, first + inputs // 2)
+        symbols = relations.reshape(-1)
+        anchors = (first, first + inputs // 2)
     if empty_rows.any():
         return _masked_periods(symbols, anchors, inputs, grid.size)
     exact = _exact_periods(symbols.tobytes(), grid.size)
@@ -247,8 +249,8 @@ def _exact_periods(text: bytes, size: int) -> Iterator[int]:
     """Periods of a text, ascending.
 
     If a text has a period of up to half its length, the shortest is where its first half stands
-    again, and the others are multiples of it (Fine and Wilf, 1965). Longer ones count if they divide
-    the weight's `size` or if `_ANCHOR` symbols confirm them.
+    again, and the others are multiples of it (Fine and Wilf, 1965). Longer ones count if they
+    divide the weight's `size` or if `_ANCHOR` symbols confirm them.
     """
     half = -(-len(text) // 2)
     shortest = text.find(text[:half], 1)
@@ -407,6 +409,8 @@ def _first_of_kind(empty_rows: Signs, kinds: int) -> npt.NDArray[np.int64]:
 
 def _collect_tile(signs: Signs, filled: Signs, length: int) -> Signs:
     """Each sign of the tile from the first place where a weight that is not zero shows it."""
+    if filled.all():
+        return signs[:length]
     repeats = -(-signs.size // length)
     seen = np.zeros((2, repeats * length), dtype=np.bool_)
     seen[:, : signs.size] = signs, filled
@@ -425,6 +429,4 @@ def _weight(
     layout: Layout,
 ) -> TiledBinaryWeight:
     bits: Bits = pack_bits(np.roll(positive[:length], offset))
-    return TiledBinaryWeight(
-        bits, shape, length, scale, scale_length, offset, scale_offset, layout
-    )
+    return TiledBinaryWeight(bits, shape, length, scale, scale_length, offset, scale_offset, layout)

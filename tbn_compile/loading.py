@@ -40,7 +40,7 @@ _SCALE_TYPES = (
 _SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
 """Operators whose result is as large as a tensor says, and the place of that input."""
 
-_FIELD_OF = {
+_FIELD_OF: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.COMPLEX64: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
@@ -319,9 +319,7 @@ def _constant(attribute: onnx.AttributeProto) -> onnx.TensorProto:
     if attribute.HasField("t"):
         return attribute.t
     kind = onnx.TensorProto.INT64 if attribute.ints else onnx.TensorProto.UNDEFINED
-    return onnx.TensorProto(
-        data_type=kind, dims=[len(attribute.ints)], int64_data=attribute.ints
-    )
+    return onnx.TensorProto(data_type=kind, dims=[len(attribute.ints)], int64_data=attribute.ints)
 
 
 def _check_claim(node: onnx.NodeProto, shape: list[int]) -> None:
@@ -367,8 +365,8 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
         needed, stored = _field_count(tensor, kind, count)
     if needed != stored:
         raise ModelError(
-            f"tensor {_quoted(tensor.name)} of shape {clean(list(tensor.dims), 80)} stores {stored} "
-            f"values or bytes where {needed} are needed"
+            f"tensor {_quoted(tensor.name)} of shape {clean(list(tensor.dims), 80)} stores "
+            f"{stored} values or bytes where {needed} are needed"
         )
 
 

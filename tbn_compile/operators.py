@@ -50,9 +50,9 @@ The dense weight, flattened in the order of `weight_shape`, is
 
     W[i] = scale[((i + scale_offset) / scale_length) mod C] * sign[(i + offset) mod tile_length]
 
-with `/` the integer division, C the number of scales and `sign` +1 where the tile's bit is
-1 and -1 where it is 0; the least significant bit of each byte comes first. Accumulation is in float32. Y is clamped to
-[activation_min, activation_max] last, which is Relu for [0, inf]; NaN stays NaN.
+with `/` the integer division, C the number of scales and `sign` +1 where the tile's bit is 1 and
+-1 where it is 0; the least significant bit of each byte comes first. Accumulation is in float32.
+Y is clamped to [activation_min, activation_max] last, which is Relu for [0, inf]; NaN stays NaN.
 """
 _DOCS = {
     GEMM: "Y = clamp(X * W^T + bias), with W an [N, K] weight stored as a repeated binary tile "

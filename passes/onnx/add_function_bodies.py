@@ -21,7 +21,7 @@ class AddFunctionBodiesPass(ir.passes.InPlacePass):
         opset = model.opset_imports.get("", operators.MIN_OPSET)
         present = {key[1] for key in model.functions if key[0] == operators.DOMAIN}
         for operator in sorted(used - present):
-            function = ir.from_proto(operators.function_body(operator, opset))
+            function = ir.serde.deserialize_function(operators.function_body(operator, opset))
             model.functions[function.identifier()] = function
         if used:
             model.ir_version = max(model.ir_version, _FIRST_WITH_FUNCTIONS)

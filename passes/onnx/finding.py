@@ -52,8 +52,8 @@ class TileFinder:
     opset: int
     layers: list[Layer] = field(default_factory=list)
     on_layer: Callable[[int], None] | None = None
-    _found: dict[tuple[ir.Value, str], tuple[TiledBinaryWeight | str, tuple[int, ...], str]] = field(
-        default_factory=dict
+    _found: dict[tuple[ir.Value, str], tuple[TiledBinaryWeight | str, tuple[int, ...], str]] = (
+        field(default_factory=dict)
     )
 
     def find_kernel(self, node: ir.Node) -> tuple[Layer, TiledBinaryWeight | None]:
@@ -104,7 +104,10 @@ class TileFinder:
             return f"the weight {array.reason}", (), ""
         about = array.shape, array.dtype.name
         if ir.DataType.from_numpy(array.dtype) not in FLOAT_KINDS:
-            return f"weights are {array.dtype.name}; only float32, float16 and bfloat16 are lowered", *about
+            return (
+                f"weights are {array.dtype.name}; only float32, float16 and bfloat16 are lowered",
+                *about,
+            )
         if form == "kernel":
             kernel = 3 <= array.ndim <= 5
             found = detect_tile(array) if kernel else NotTiled(f"{array.ndim - 2} spatial axes")

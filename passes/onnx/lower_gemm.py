@@ -50,9 +50,7 @@ class LowerGemmPass(ir.passes.InPlacePass):
         addend = node.inputs[2] if len(node.inputs) > 2 else None
         bias = self._bias(addend, beta, weight)
         attributes = {"transB": int(weight.layout == "NK")}
-        tiled = make_tiled_node(
-            operators.GEMM, node, x, weight, bias, attributes, initializers
-        )
+        tiled = make_tiled_node(operators.GEMM, node, x, weight, bias, attributes, initializers)
         after = [] if bias is not None or addend is None else _added(tiled, addend, beta)
         replace(node, [*before, tiled, *after])
         return tiled
@@ -86,7 +84,7 @@ def _untransposed(node: ir.Node) -> tuple[ir.Value, list[ir.Node]]:
     if x is None or not node.attributes.get_int("transA", 0):
         return x, []  # type: ignore[return-value]  # the checker has refused a Gemm without A
     transpose = ir.node("Transpose", [x], {"perm": [1, 0]})
-    transpose.outputs[0].dtype = x.dtype
+    transpose.outputs[0].type = x.type
     return transpose.outputs[0], [transpose]
 
 

@@ -21,6 +21,7 @@ from tbn_compile.tile import Signs, TiledBinaryWeight, pack_bits, unpack_bits
 
 _SMALLEST_TILE = 64
 _MOST_PERMUTED = 4
+_MOST_PARTS = 8
 
 
 class ShareTilesPass(ir.passes.InPlacePass):
@@ -59,9 +60,7 @@ def _joined(weights: list[TiledBinaryWeight]) -> list[TiledBinaryWeight] | None:
         return None
     starts = np.cumsum([0, *(parts[place].size for place in order)])
     offsets = dict(zip(order, starts.tolist(), strict=False))
-    return [
-        _placed(weights[place], signs[:length], offsets[place] % length) for place in places
-    ]
+    return [_placed(weights[place], signs[:length], offsets[place] % length) for place in places]
 
 
 def _windows(weights: list[TiledBinaryWeight]) -> list[TiledBinaryWeight]:
@@ -83,12 +82,12 @@ def _windows(weights: list[TiledBinaryWeight]) -> list[TiledBinaryWeight]:
 
 
 def _siblings(nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
-    """Gemms that read the same activation, two or more together, in graph order."""
+    """Gemms that read the same activation, in graph order: the parts of a fused projection."""
     readers: dict[ir.Value | None, list[ir.Node]] = defaultdict(list)
     for node in nodes:
-        if node.op_type == operators.GEMM and node.attributes.get_int("transB", 1):
+        if node.op_type == operators.GEMM and node.attributes.get_int("transB") != 0:
             readers[node.inputs[0]].append(node)
-    return [group for group in readers.values() if len(group) > 1]
+    return [group for group in readers.values() if 1 < len(group) <= _MOST_PARTS]
 
 
 def _placed(weight: TiledBinaryWeight, tile: Signs, offset: int) -> TiledBinaryWeight:

@@ -49,7 +49,10 @@ class Initializers:
         free = self.free_name(name)
         tensor = ir.tensor(array, dtype=kind, name=free)
         value = ir.Value(
-            name=free, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=free,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         self._graph.register_initializer(value)
         self._stored[_key(array)] = value
@@ -113,9 +116,7 @@ def make_tiled_node(
         "activation_max": operators.INFINITY,
         **operators.attribute_values(attributes),
     }
-    return ir.node(
-        operator, inputs, values, domain=operators.DOMAIN, name=source.name, version=1
-    )
+    return ir.node(operator, inputs, values, domain=operators.DOMAIN, name=source.name, version=1)
 
 
 def replace(old: ir.Node, new: Sequence[ir.Node]) -> None:
@@ -134,7 +135,9 @@ def absorb(node: ir.Node, follower: ir.Node) -> None:
     if graph is None:
         raise ModelError(f"node {follower.name!r} is in no graph")
     result = follower.outputs[0]
-    ir.convenience.replace_nodes_and_values(graph, follower, [follower], [], [result], [node.outputs[0]])
+    ir.convenience.replace_nodes_and_values(
+        graph, follower, [follower], [], [result], [node.outputs[0]]
+    )
 
 
 def only_follower(node: ir.Node, *operator_types: str) -> ir.Node | None:
@@ -212,11 +215,12 @@ def outputs_of(node: ir.Node) -> int:
 
 def _initializer(node: ir.Node, index: int) -> Any:
     value = node.inputs[index]
-    if value is None or value.const_value is None:
+    array = None if value is None else _array(value)
+    if array is None:
         raise ModelError(f"node {node.name!r}: input {index} is no initializer")
-    return _array(value)
+    return array
 
 
 def _array(value: ir.Value) -> Any:
-    assert value.const_value is not None
-    return tensor_array(value.const_value)
+    """An initializer's values; None if the value is none."""
+    return None if value.const_value is None else tensor_array(value.const_value)
