@@ -21,8 +21,11 @@ class Target(Protocol):
     suffix: str
     """Ending of the artifact's default name, such as `.tbn.onnx`."""
 
-    def package(self, model: ir.Model, output: Path) -> None:
+    def package(self, model: ir.Model, output: Path) -> tuple[Path, ...]:
         """Write the artifact; either whole, or not at all.
+
+        Returns:
+            The files written: `output`, and others beside it if one does not hold everything.
 
         Raises:
             ModelError: if the model cannot be packaged or the artifact cannot be written.

@@ -16,8 +16,8 @@ import numpy as np
 from tbn_compile.compiler import CompileOptions, compile_model
 from tbn_compile.errors import UsageError
 from tbn_compile.library import get_library_path
+from tbn_compile.loading import model_files, total_bytes
 from tbn_compile.pipeline import ProgressCallback
-from tbn_compile.reports import file_bytes
 from tbn_compile.sessions import (
     Arrays,
     Session,
@@ -118,8 +118,8 @@ def benchmark_model(
         return BenchmarkReport(
             model=original.path.name,
             artifact=compiled.path.name,
-            original_bytes=file_bytes(original.path),
-            artifact_bytes=file_bytes(compiled.path),
+            original_bytes=total_bytes(model_files(original.path, original.graph)),
+            artifact_bytes=total_bytes(model_files(compiled.path, compiled.graph)),
             threads=threads,
             rounds=len(times["original"]),
             timings=tuple(_timing(name, times) for name in contenders),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tbn_compile.errors import UsageError, clean
+from tbn_compile.loading import total_bytes
 from tbn_compile.pipeline import Pipeline, ProgressCallback
-from tbn_compile.reports import ModelReport, file_bytes, layer_reports
+from tbn_compile.reports import ModelReport, layer_reports
 from tbn_compile.targets import find_target
 
 
@@ -52,20 +53,23 @@ def compile_model(
     source, options = Path(model), options or CompileOptions()
     packager = find_target(target)
     artifact = Path(output) if output else source.with_name(source.stem + packager.suffix)
-    if artifact.is_dir() or artifact.resolve() == source.resolve():
-        raise UsageError(f"cannot write to {clean(artifact, 200)}; choose another output file")
+    if artifact.is_dir():
+        raise UsageError(f"{clean(artifact, 200)} is a folder; choose another output file")
     pipeline = Pipeline(source, options.dump_phases, options.progress)
     graph = pipeline.run(options.input_dims or {})
     layers = layer_reports(pipeline.finder.layers)
-    original = file_bytes(source)
-    pipeline.package(lambda: packager.package(graph, artifact))
+    original = total_bytes(pipeline.files)
+    beside = artifact.with_name(f"{artifact.name}.data")
+    if not pipeline.files.isdisjoint({artifact.resolve(), beside.resolve()}):
+        raise UsageError(f"{clean(artifact, 200)} would replace the model; choose another output")
+    written = pipeline.package(lambda: packager.package(graph, artifact))
     return ModelReport(
         model=source.name,
         layers=layers,
         original_file_bytes=original,
         target=target,
         artifact=artifact.name,
-        artifact_bytes=file_bytes(artifact),
+        artifact_bytes=total_bytes(written),
         phases=pipeline.phases,
     )
 
@@ -87,6 +91,6 @@ def inspect_model(model: str | Path, options: CompileOptions | None = None) -> M
     return ModelReport(
         model=source.name,
         layers=layer_reports(pipeline.finder.layers),
-        original_file_bytes=file_bytes(source),
+        original_file_bytes=total_bytes(pipeline.files),
         phases=pipeline.phases,
     )

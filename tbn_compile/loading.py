@@ -96,6 +96,24 @@ def tensor_array(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
     return values.reshape(shape)
 
 
+def model_files(path: Path, model: ir.Model) -> frozenset[Path]:
+    """The file that `model` was loaded from and the external data that it refers to, resolved."""
+    tensors = [value.const_value for g in model.graphs() for value in g.initializers.values()]
+    tensors += [
+        attribute.as_tensor()
+        for node in model.graph.all_nodes()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+    ]
+    external = {Path(t.path).resolve() for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return frozenset({path.resolve(), *external})
+
+
+def total_bytes(files: Iterable[Path]) -> int:
+    """The size of several files together."""
+    return sum(file.stat().st_size for file in files)
+
+
 def regular_file(path: Path) -> int:
     """The size in bytes of a plain file.
 

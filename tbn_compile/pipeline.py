@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from tbn_compile.errors import ModelError, UsageError, clean
 from tbn_compile.files import staging_folder
-from tbn_compile.loading import load_model
+from tbn_compile.loading import load_model, model_files
 from tbn_compile.operators import DOMAIN
 from tbn_compile.passes import onnx as passes
 
@@ -29,6 +29,7 @@ class Pipeline:
         source: the file that it came from.
         dump: folder for the model after each phase, or None.
         progress: called as long phases go on, or None.
+        files: the source and its external data, once it is loaded.
         finder: what became of each layer.
         phases: seconds of each phase so far.
     """
@@ -36,6 +37,7 @@ class Pipeline:
     source: Path
     dump: Path | None = None
     progress: ProgressCallback | None = None
+    files: frozenset[Path] = frozenset()
     finder: passes.TileFinder = field(default_factory=lambda: passes.TileFinder(0))
     phases: dict[str, float] = field(default_factory=dict)
 
@@ -51,11 +53,10 @@ class Pipeline:
         """
         with self._phase("load"):
             model = load_model(self.source)
+            self.files = model_files(self.source, model)
         self._save("load", model)
-        try:
+        with self._naming_source():
             return self._rewrite(model, input_dims)
-        except ModelError as error:
-            raise ModelError(f"{clean(self.source.name, 80)}: {error}") from error
 
     def _rewrite(self, model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
         with self._phase("normalise"):
@@ -69,10 +70,21 @@ class Pipeline:
         self._save("optimise", model)
         return model
 
-    def package(self, write: Callable[[], None]) -> None:
-        """Run a target's writer as the last phase."""
-        with self._phase("package"):
-            write()
+    def package(self, write: Callable[[], tuple[Path, ...]]) -> tuple[Path, ...]:
+        """Run a target's writer as the last phase; gives the files that it wrote.
+
+        Raises:
+            ModelError: if the model cannot be packaged; the text names the model.
+        """
+        with self._phase("package"), self._naming_source():
+            return write()
+
+    @contextmanager
+    def _naming_source(self) -> Generator[None]:
+        try:
+            yield
+        except ModelError as error:
+            raise ModelError(f"{clean(self.source.name, 80)}: {error}") from error
 
     def _lower(self, model: ir.Model) -> ir.Model:
         layers = [n for n in model.graph.all_nodes() if n.op_type in _WEIGHTED and n.domain == ""]

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,20 +103,6 @@ def layer_reports(layers: Iterable[Layer]) -> tuple[LayerReport, ...]:
     """Describe every layer that the passes saw, from the nodes as they are now."""
     shared: set[ir.Value | None] = set()
     return tuple(_layer_report(layer, shared) for layer in layers)
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of a model file and of the external data beside it, as the file names it."""
-    import onnx  # noqa: PLC0415
-
-    proto = onnx.load(str(path), load_external_data=False)
-    locations = {
-        entry.value
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in locations)
 
 
 def _layer_report(layer: Layer, shared: set[ir.Value | None]) -> LayerReport:

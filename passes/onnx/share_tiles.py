@@ -92,8 +92,13 @@ def _siblings(nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
 
 def _placed(weight: TiledBinaryWeight, tile: Signs, offset: int) -> TiledBinaryWeight:
     """The same weight as a window on another tile; scales keep their own cycle."""
+    bits = pack_bits(tile)
+    if (weight.tile_length, weight.offset) == (tile.size, offset) and np.array_equal(
+        weight.bits, bits
+    ):
+        return weight
     return TiledBinaryWeight(
-        bits=pack_bits(tile),
+        bits=bits,
         shape=weight.shape,
         tile_length=tile.size,
         scale=weight.scale,

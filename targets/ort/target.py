@@ -21,8 +21,11 @@ class OrtTarget:
     description = "sub-bit ONNX file for ONNX Runtime 1.17 or later"
     suffix = ".tbn.onnx"
 
-    def package(self, model: ir.Model, output: Path) -> None:
+    def package(self, model: ir.Model, output: Path) -> tuple[Path, ...]:
         """Check the model in full and write it.
+
+        Returns:
+            `output`, and `output` with `.data` added if the tensors do not fit into one file.
 
         Raises:
             ModelError: if the result is not valid ONNX or cannot be written.
@@ -37,6 +40,8 @@ class OrtTarget:
                 _embed_external_tensors(model)
                 path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
             _check(path)
+            names = sorted(part.name for part in staging.iterdir())
+        return tuple(output.with_name(name) for name in names)
 
 
 def _embed_external_tensors(model: ir.Model) -> None:

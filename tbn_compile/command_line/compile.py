@@ -116,7 +116,9 @@ def _validate(
     try:
         return validate_model(model, artifact, input_dims=input_dims, progress=progress)
     except TbnError as error:
-        raise ModelError(f"{error}; {clean(artifact.name, 80)} was written but not validated") from error
+        raise ModelError(
+            f"{error}; {clean(artifact.name, 80)} was written but not validated"
+        ) from error
 
 
 def _print(compiled: ModelReport, validation: ValidationReport | None) -> None:

@@ -75,7 +75,9 @@ def tiled_weights(draw, layouts=("NK", "KN"), most=12):
     run = draw(
         st.one_of(
             st.integers(1, 2 * size),
-            st.sampled_from([length, across, outputs, 1, 2 * across, 2 * outputs, max(1, across // 2)]),
+            st.sampled_from(
+                [length, across, outputs, 1, 2 * across, 2 * outputs, max(1, across // 2)]
+            ),
         )
     )
     count = draw(st.one_of(st.just(1), st.sampled_from([outputs, across]), st.integers(1, 9)))

@@ -15,7 +15,9 @@ def test_empty(refuse_model):
     refuse_model(b"", "the file is empty")
 
 
-@pytest.mark.parametrize("content", [b"\0", b"hello, world\n", b"\n" * 1000, b'{"a": 1}', b"PK\3\4" + bytes(99)])
+@pytest.mark.parametrize(
+    "content", [b"\0", b"hello, world\n", b"\n" * 1000, b'{"a": 1}', b"PK\3\4" + bytes(99)]
+)
 def test_other_kinds(refuse_model, content):
     refuse_model(content, "not a")
 
@@ -81,7 +83,9 @@ def test_a_file_of_three_gigabytes_is_not_read(tmp_path, refuse):
     refuse(source, "larger than 2 GB")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_changed_bytes_load_or_are_refused(model, tmp_path, data):
     content = bytearray(model.SerializeToString())

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from helpers.graphs import GraphBuilder, compile_proto
-from helpers.weights import tiled_array
 from onnx import helper, numpy_helper
 
 
@@ -95,7 +94,9 @@ def test_functions_that_double(model, refuse_model):
     """Each function calls the one before twice: 2^40 nodes when inlined."""
     imports = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
     model.functions.append(
-        helper.make_function("f", "F0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], imports)
+        helper.make_function(
+            "f", "F0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], imports
+        )
     )
     for level in range(1, 40):
         nodes = [
@@ -273,11 +274,17 @@ def _bomb(operator, repeats, claims=None):
         for _ in range(repeats):
             value = graph.node("Concat", [value, value], axis=0)
     elif operator == "computed":
-        count = graph.node("Mul", [graph.weight("a", np.array([repeats])), graph.weight("b", np.array([repeats]))])
-        value = graph.node("Unsqueeze", [graph.node("Tile", [tile, count]), graph.weight("axis", np.array([0]))])
+        count = graph.node(
+            "Mul", [graph.weight("a", np.array([repeats])), graph.weight("b", np.array([repeats]))]
+        )
+        value = graph.node(
+            "Unsqueeze", [graph.node("Tile", [tile, count]), graph.weight("axis", np.array([0]))]
+        )
     else:
         shape = graph.weight("n", np.array([repeats, 4]))
-        value = graph.node("ConstantOfShape", [shape], value=numpy_helper.from_array(np.float32([1])))
+        value = graph.node(
+            "ConstantOfShape", [shape], value=numpy_helper.from_array(np.float32([1]))
+        )
     value = graph.node("Reshape", [value, graph.weight("shape", np.array([-1, 4]))])
     graph.node("MatMul", [graph.input("x", [2, 4]), graph.node("Transpose", [value])], "y")
     return graph.model("y", rank=2)

@@ -10,7 +10,18 @@ from onnx import helper, numpy_helper
 
 
 @pytest.mark.parametrize(
-    "dims", [[2**60, 64], [2**31, 2**31], [-1, 64], [2**62, 2**62], [0, 2**60], [32, 65], [31, 64], [2048], []]
+    "dims",
+    [
+        [2**60, 64],
+        [2**31, 2**31],
+        [-1, 64],
+        [2**62, 2**62],
+        [0, 2**60],
+        [32, 65],
+        [31, 64],
+        [2048],
+        [],
+    ],
 )
 def test_dimensions(model, refuse_model, dims):
     del model.graph.initializer[0].dims[:]
@@ -21,7 +32,9 @@ def test_dimensions(model, refuse_model, dims):
 @pytest.mark.parametrize("where", ["input", "output", "value_info"])
 def test_huge_dimensions_of_values(model, refuse_model, where):
     values = getattr(model.graph, where)
-    values.append(helper.make_tensor_value_info("v" if where == "value_info" else "x2", 1, [2**60, 4]))
+    values.append(
+        helper.make_tensor_value_info("v" if where == "value_info" else "x2", 1, [2**60, 4])
+    )
     refuse_model(model, "has a dimension of 1152921504606846976")
 
 
@@ -63,7 +76,9 @@ def test_tensors_in_branches_are_checked(model, refuse_model):
         [bad],
     )
     model.graph.input.append(helper.make_tensor_value_info("c", 9, []))
-    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=graph, else_branch=graph))
+    model.graph.node.append(
+        helper.make_node("If", ["c"], ["z"], then_branch=graph, else_branch=graph)
+    )
     refuse_model(model, "tensor 't' of shape [5] stores 16")
 
 
@@ -104,7 +119,16 @@ def test_good_external_data_loads(external, tmp_path):
 
 @pytest.mark.parametrize(
     "location",
-    ["../weights.bin", "a/../weights.bin", "/etc/passwd", "..", ".", "", "a/../../weights.bin", "./../x"],
+    [
+        "../weights.bin",
+        "a/../weights.bin",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "a/../../weights.bin",
+        "./../x",
+    ],
 )
 def test_traversal(external, refuse_model, location, tmp_path):
     (tmp_path.parent / "weights.bin").write_bytes(bytes(8192))
@@ -115,7 +139,9 @@ def test_no_location(external, refuse_model):
     refuse_model(external(location=None), "leaves the folder")
 
 
-@pytest.mark.parametrize("location", ["missing.bin", "folder", "pipe", "x" * 5000, "weights.bin/x", "a\\..\\b"])
+@pytest.mark.parametrize(
+    "location", ["missing.bin", "folder", "pipe", "x" * 5000, "weights.bin/x", "a\\..\\b"]
+)
 def test_what_is_no_file(external, refuse_model, location, tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -146,7 +172,9 @@ def test_a_model_folder_that_is_a_link_is_fine(external, tmp_path):
     assert len(compile_proto(external(), tmp_path / "alias").tiled) == 1
 
 
-@pytest.mark.parametrize("offset", ["-1", "1", "8192", "1e3", "0x10", "", " 1", "٣", str(2**63), "9" * 19, "9" * 400])
+@pytest.mark.parametrize(
+    "offset", ["-1", "1", "8192", "1e3", "0x10", "", " 1", "٣", str(2**63), "9" * 19, "9" * 400]
+)
 def test_offsets(external, refuse_model, offset):
     refuse_model(external(offset=offset), "tensor 'w': external data")
 
@@ -178,7 +206,9 @@ def test_external_data_is_checked_everywhere(model, refuse_model, where):
     elif where == "branch":
         graph = helper.make_graph([constant], "g", [], [info])
         model.graph.input.append(helper.make_tensor_value_info("c", 9, []))
-        model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=graph, else_branch=graph))
+        model.graph.node.append(
+            helper.make_node("If", ["c"], ["z"], then_branch=graph, else_branch=graph)
+        )
     elif where == "function":
         imports = [helper.make_opsetid("", 18)]
         model.functions.append(helper.make_function("f", "F", [], ["o"], [constant], imports))

@@ -17,7 +17,10 @@ def normal(*shape):
 def conv(kernel, spatial, *, group=1, bias=None, dtype="float32", channels=None, **attributes):
     graph = GraphBuilder()
     channels = kernel.shape[1] * group if channels is None else channels
-    inputs = [graph.input("x", [2, channels, *spatial], dtype), graph.weight("w", kernel.astype(dtype))]
+    inputs = [
+        graph.input("x", [2, channels, *spatial], dtype),
+        graph.weight("w", kernel.astype(dtype)),
+    ]
     if bias is not None:
         inputs.append(graph.weight("b", bias.astype(dtype)))
     graph.node("Conv", inputs, "y", group=group, **attributes)
@@ -45,7 +48,11 @@ CASES = {
     "valid": ((16, 8, 3, 3), (9, 10), {"auto_pad": "VALID", "strides": [2, 2]}),
     "not set": ((16, 8, 3, 3), (9, 10), {"auto_pad": "NOTSET", "pads": [1, 1, 1, 1]}),
     "same upper, odd": ((16, 8, 4, 4), (7, 7), {"auto_pad": "SAME_UPPER", "strides": [3, 3]}),
-    "stride past the kernel": ((16, 8, 1, 1), (9, 9), {"auto_pad": "SAME_UPPER", "strides": [4, 4]}),
+    "stride past the kernel": (
+        (16, 8, 1, 1),
+        (9, 9),
+        {"auto_pad": "SAME_UPPER", "strides": [4, 4]},
+    ),
     "kernel_shape": ((16, 8, 3, 3), (9, 9), {"kernel_shape": [3, 3]}),
 }
 
@@ -55,7 +62,9 @@ CASES = {
 def test_every_attribute(tmp_path, shape, spatial, attributes, has_bias):
     kernel = tiled_array(shape, int(np.prod(shape)) // 4, 0.3)
     bias = normal(shape[0]) if has_bias else None
-    compiled = compile_and_compare(conv(kernel, spatial, bias=bias, **attributes), tmp_path, lowered=1)
+    compiled = compile_and_compare(
+        conv(kernel, spatial, bias=bias, **attributes), tmp_path, lowered=1
+    )
     assert compiled.operators == ["TiledBinaryConv"]
     node = compiled.tiled[0]
     assert attribute(node, "weight_shape") == list(shape)
@@ -97,9 +106,7 @@ def test_a_computed_bias_is_left_alone(tmp_path):
     assert compiled.reasons == {"n_y": "the bias is a graph input"}
 
 
-@pytest.mark.parametrize(
-    ("operator", "shape"), [("ConvTranspose", (8, 16, 3, 3))]
-)
+@pytest.mark.parametrize(("operator", "shape"), [("ConvTranspose", (8, 16, 3, 3))])
 def test_other_operators_are_left_alone_with_the_reason(tmp_path, operator, shape):
     graph = GraphBuilder()
     kernel = graph.weight("w", tiled_array(shape, 96))
@@ -110,7 +117,9 @@ def test_other_operators_are_left_alone_with_the_reason(tmp_path, operator, shap
     }
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_convolution(tmp_path, data):
     axes = data.draw(st.integers(1, 3))

@@ -83,7 +83,9 @@ def test_a_constant_row_is_fused_as_the_bias(tmp_path, shape, first):
     assert compiled.tiled[0].output == ["y"]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (5, 1), (5, 32), (2, 1, 1), (2, 5, 32), (4, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 32), (5, 1), (5, 32), (2, 1, 1), (2, 5, 32), (4, 1, 1, 1)]
+)
 def test_other_constants_are_not_fused(tmp_path, shape):
     graph = GraphBuilder()
     product = matmul(graph, output="product")

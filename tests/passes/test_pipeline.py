@@ -24,7 +24,9 @@ def network():
     value = graph.node("Relu", [graph.node("BatchNormalization", [value, *statistics])])
     value = graph.node("Flatten", [value])
     value = graph.node("MatMul", [value, graph.weight("w", tiled_array((784, 32), 784 * 4, 0.1))])
-    value = graph.node("Add", [value, graph.weight("b", RNG.standard_normal(32).astype(np.float32))])
+    value = graph.node(
+        "Add", [value, graph.weight("b", RNG.standard_normal(32).astype(np.float32))]
+    )
     dense = graph.weight("dense", RNG.standard_normal((32, 10)).astype(np.float32))
     graph.node("Gemm", [value, dense], "y")
     return graph.model("y", rank=2)
@@ -56,7 +58,11 @@ def test_hash_seeds_do_not_matter(model, tmp_path):
         subprocess.run(
             [sys.executable, "-P", "-c", code, tmp_path / "m.onnx", output],
             check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            },
         )
         written.append(output.read_bytes())
     assert written[0] == written[1]
@@ -80,7 +86,11 @@ def test_metadata_is_kept(model, tmp_path):
 def test_layers_are_reported_in_graph_order(model, tmp_path):
     compiled = compile_proto(model, tmp_path)
     assert [layer.operator for layer in compiled.report.layers] == ["Conv", "MatMul", "Gemm"]
-    assert [layer.status for layer in compiled.report.layers] == ["lowered", "lowered", "left alone"]
+    assert [layer.status for layer in compiled.report.layers] == [
+        "lowered",
+        "lowered",
+        "left alone",
+    ]
 
 
 def test_new_names_do_not_meet_old_ones(tmp_path):
@@ -102,7 +112,12 @@ def test_nodes_without_names(tmp_path):
     graph = GraphBuilder()
     x = graph.input("x", [5, 64])
     for index in range(2):
-        graph.node("Gemm", [x, graph.weight(f"w{index}", tiled_array((32, 64), 512, seed=index))], f"y{index}", transB=1)
+        graph.node(
+            "Gemm",
+            [x, graph.weight(f"w{index}", tiled_array((32, 64), 512, seed=index))],
+            f"y{index}",
+            transB=1,
+        )
     for node in graph.nodes:
         node.name = ""
     model = graph.model("y0", "y1", rank=2)

@@ -66,7 +66,13 @@ class Latent(GraphBuilder):
         count = self.node("Constant", [], value_ints=[TILES])
         length = self.node("Shape", [self.node("Reshape", [tile, self.ints(-1)])])
         shape = self.node("Concat", [count, length], axis=0)
-        return self.node("Expand", [self.node("Unsqueeze", [self.node("Reshape", [tile, self.ints(-1)]), self.ints(0)]), shape])
+        return self.node(
+            "Expand",
+            [
+                self.node("Unsqueeze", [self.node("Reshape", [tile, self.ints(-1)]), self.ints(0)]),
+                shape,
+            ],
+        )
 
     def concat(self, tile):
         row = self.node("Reshape", [tile, self.ints(1, LENGTH)])
@@ -94,7 +100,11 @@ class Latent(GraphBuilder):
         return self.node("Reshape", [self.node("Mul", [grid, scale]), self.ints(OUTPUTS, INPUTS)])
 
     def per_row(self, signs):
-        scale = self.node("ReduceMean", [self.node("Abs", [self.weight("second", SECOND)]), self.ints(1)], keepdims=1)
+        scale = self.node(
+            "ReduceMean",
+            [self.node("Abs", [self.weight("second", SECOND)]), self.ints(1)],
+            keepdims=1,
+        )
         weight = self.node("Reshape", [signs, self.ints(OUTPUTS, INPUTS)])
         return self.node("Mul", [weight, scale])
 
@@ -104,7 +114,13 @@ class Latent(GraphBuilder):
 
 SIGNS = ["where_greater", "where_less_or_equal", "sign", "cast_compare", "straight_through"]
 REPEATS = ["tile", "expand", "expand_by_shape", "concat"]
-SCALES = {"per_layer_mean": "layer", "per_layer_sum": "layer", "per_tile": "tile", "per_row": "row", "no_scale": "layer"}
+SCALES = {
+    "per_layer_mean": "layer",
+    "per_layer_sum": "layer",
+    "per_tile": "tile",
+    "per_row": "row",
+    "no_scale": "layer",
+}
 
 
 def assert_folded(compiled):
@@ -115,7 +131,10 @@ def assert_folded(compiled):
     stored = {each.name for each in compiled.model.graph.initializer}
     assert not stored & {"scores", "second"}
     assert compiled.path.stat().st_size < SCORES.nbytes + 8000
-    assert sum(len(each.raw_data) for each in compiled.model.graph.initializer) <= LENGTH // 8 + 4 * OUTPUTS + 4 * OUTPUTS
+    assert (
+        sum(len(each.raw_data) for each in compiled.model.graph.initializer)
+        <= LENGTH // 8 + 4 * OUTPUTS + 4 * OUTPUTS
+    )
     return layer
 
 
@@ -147,7 +166,9 @@ def test_a_convolution(tmp_path):
     graph = Latent()
     flat = graph.per_tile(graph.tile(graph.where_greater(graph.sums())))
     kernel = graph.node("Reshape", [flat, graph.ints(OUTPUTS, INPUTS // 4, 2, 2)])
-    value = graph.node("Conv", [graph.input("x", [2, INPUTS // 4, 9, 9]), kernel], pads=[1, 0, 0, 1])
+    value = graph.node(
+        "Conv", [graph.input("x", [2, INPUTS // 4, 9, 9]), kernel], pads=[1, 0, 0, 1]
+    )
     statistics = [
         graph.weight(f"statistic_{i}", np.abs(SECOND[:, i]) + np.float32(0.1)) for i in range(4)
     ]

@@ -37,7 +37,11 @@ def trained_weights(draw):
     if scaling == "layer":
         scale, run, scale_offset = rng.uniform(0.1, 2, 1), size, 0
     elif scaling == "tile":
-        scale, run, scale_offset = rng.uniform(0.1, 2, -(-(size + offset) // length)), length, offset
+        scale, run, scale_offset = (
+            rng.uniform(0.1, 2, -(-(size + offset) // length)),
+            length,
+            offset,
+        )
     else:
         scale = rng.uniform(0.1, 2, outputs) * rng.choice([-1, 1], outputs)
         run, scale_offset = inputs if layout == "NK" else 1, 0
@@ -103,7 +107,9 @@ def test_one_changed_weight_is_never_lost(weight, seed, is_sign):
     found = detect_tile(changed, BOTH)
     if not isinstance(found, NotTiled):
         np.testing.assert_array_equal(found.matrix(), changed)
-        np.testing.assert_array_equal(np.argwhere(found.matrix() != dense)[:, 0], index // dense.shape[1])
+        np.testing.assert_array_equal(
+            np.argwhere(found.matrix() != dense)[:, 0], index // dense.shape[1]
+        )
 
 
 @given(trained_weights(), st.tuples(st.integers(1, 4), st.integers(1, 3)))
@@ -158,8 +164,14 @@ def _with(value, shape=(16, 24)):
 
 _REFUSED = {
     "single weight": (np.ones((1, 1), np.float32), "a single weight"),
-    "dense": (np.random.default_rng(0).standard_normal((16, 24)).astype(np.float32), "magnitudes differ: 384 values in the first 384"),
-    "large dense": (np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32), "values in the first 65536"),
+    "dense": (
+        np.random.default_rng(0).standard_normal((16, 24)).astype(np.float32),
+        "magnitudes differ: 384 values in the first 384",
+    ),
+    "large dense": (
+        np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32),
+        "values in the first 65536",
+    ),
     "zeros": (np.zeros((16, 24), np.float32), "all weights are zero"),
     "equal": (np.full((16, 24), 0.5, np.float32), "same sign"),
     "equal and negative": (np.full((16, 24), -0.5, np.float16), "same sign"),
@@ -169,9 +181,15 @@ _REFUSED = {
     "all infinite": (_SIGNED * np.float32(np.inf), "not finite"),
     "one zero": (_with(0), "no common magnitude"),
     "one other magnitude": (_with(0.25), "would need|no common magnitude"),
-    "ternary": (np.random.default_rng(0).choice([-1, 0, 1], (16, 24)).astype(np.float32), "no common magnitude|magnitudes differ"),
+    "ternary": (
+        np.random.default_rng(0).choice([-1, 0, 1], (16, 24)).astype(np.float32),
+        "no common magnitude|magnitudes differ",
+    ),
     "three weights": (np.float32([[1, -1, 1]]), "would need 5 of the weight's 12 bytes"),
-    "two levels": (np.random.default_rng(0).choice([-2, -1, 1, 2], (16, 24)).astype(np.float32), "magnitudes differ|no common|would need"),
+    "two levels": (
+        np.random.default_rng(0).choice([-2, -1, 1, 2], (16, 24)).astype(np.float32),
+        "magnitudes differ|no common|would need",
+    ),
 }
 
 

@@ -1,5 +1,7 @@
 """Reuse plans, executed: every plan must compute the same product, and never at a higher cost."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from helpers.weights import random_signs, tiled_weights
@@ -33,7 +35,9 @@ def _execute_group(plan, signs, scales, x):
     if (rows, columns) == (distinct, folded):
         return (signs * scales) @ x
     core = signs[:distinct, :folded]
-    np.testing.assert_array_equal(signs, np.resize(np.tile(core, columns // folded + 1)[:, :columns], signs.shape))
+    np.testing.assert_array_equal(
+        signs, np.resize(np.tile(core, columns // folded + 1)[:, :columns], signs.shape)
+    )
     if plan.segments > 1:
         assert folded == columns, "a row with several scales cannot be folded"
         return _execute_segments(plan, core, scales, x)
@@ -55,7 +59,7 @@ def _execute_segments(plan, core, scales, x):
         copies = scales[first::distinct]
         cuts = [0, *(np.flatnonzero((copies[:, 1:] != copies[:, :-1]).any(axis=0)) + 1), columns]
         assert len(cuts) - 1 <= plan.segments
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             partial = core[first, start:stop] @ x[start:stop]
             result[first::distinct] += copies[:, start] * partial
     return result

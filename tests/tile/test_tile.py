@@ -65,7 +65,9 @@ def test_one_factor_per_output_scales_each_row(weight, data):
     np.testing.assert_array_equal(scaled.signs(), weight.signs())
 
 
-@given(tiled_weights(), st.one_of(st.just(0.0), st.floats(0.125, 4, width=16), st.floats(-4, -0.125)))
+@given(
+    tiled_weights(), st.one_of(st.just(0.0), st.floats(0.125, 4, width=16), st.floats(-4, -0.125))
+)
 def test_one_factor_for_the_layer_scales_everything(weight, factor):
     scaled = weight.scaled(np.asarray(factor, dtype=np.float32))
     expected = (weight.matrix().astype(np.float32) * np.float32(factor)).astype(weight.scale.dtype)
@@ -74,7 +76,8 @@ def test_one_factor_for_the_layer_scales_everything(weight, factor):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "factor"), [(np.float16, 1e6), (np.float16, 1e-7), (np.float32, 1e40), (np.float32, 1e-45)]
+    ("dtype", "factor"),
+    [(np.float16, 1e6), (np.float16, 1e-7), (np.float32, 1e40), (np.float32, 1e-45)],
 )
 def test_a_product_out_of_range_is_refused(dtype, factor):
     weight = _weight(scale=np.array([0.3], dtype))

@@ -60,6 +60,16 @@ def test_report_file_holds_the_json(mlp, invoke, tmp_path):
     assert (tmp_path / "report.json").read_text() == done.stdout
 
 
+@pytest.mark.parametrize("output", ["model.onnx.data", "model.onnx"])
+def test_an_artifact_never_replaces_external_data(save_mlp, invoke, tmp_path, output):
+    model = save_mlp(external=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = invoke("compile", model, "-o", tmp_path / output)
+    assert done.exit_code == 2
+    assert "would replace the model" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_report_never_replaces_the_model_or_the_artifact(mlp, invoke, tmp_path):
     original = mlp.read_bytes()
     for report in (mlp, tmp_path / "out.onnx", tmp_path / "model.tbn.onnx"):
@@ -140,8 +150,8 @@ def test_version(run_tool):
         (["model.onnx", "--target", "toaster"], "unknown target 'toaster'; installed targets: "),
         (["missing.onnx"], "missing.onnx: no such file; check the path"),
         (["model.onnx", "-o", "missing/out.onnx"], "cannot write missing/out.onnx: No such file"),
-        (["model.onnx", "-o", "model.onnx"], "cannot write to model.onnx; choose another"),
-        (["model.onnx", "-o", "."], "cannot write to .; choose another"),
+        (["model.onnx", "-o", "model.onnx"], "model.onnx would replace the model; choose another output"),
+        (["model.onnx", "-o", "."], ". is a folder; choose another output file"),
         (["model.onnx", "-o", "n" * 10_000], "File name too long"),
         (["model.onnx", "--report", "missing/report.json"], "cannot write missing/report.json"),
     ],
