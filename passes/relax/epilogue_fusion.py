@@ -1,0 +1,99 @@
+"""Walk a function and let a rule fuse what follows a tiled call into its epilogue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import tvm
+from tvm import relax
+
+from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of, is_tiled, read_layer
+
+Rule: TypeAlias = Callable[[Any, int, TiledLayer], TiledLayer | None]
+"""(follower, which of its arguments is the tiled result, layer) to the fused layer, or None."""
+
+
+def fuse_followers(function: Any, rule: Rule) -> Any:
+    """Replace calls that alone use a tiled result by the fused layer, wherever `rule` gives one.
+
+    A call that gives a tuple, as batch_norm does, is replaced where only its first item is used.
+
+    Args:
+        function: a Relax function.
+        rule: see `Rule`; called in the order of execution, so that chains fuse in one walk.
+    """
+    function = relax.analysis.remove_all_unused(function)
+    fused = _Fuser(rule, _count_uses(function)).visit_expr(function)
+    return relax.analysis.remove_all_unused(fused)
+
+
+def operator_name(call: Any) -> str:
+    """The name of a call's operator; empty if it calls something else."""
+    return str(call.op.name) if isinstance(call.op, tvm.ir.Op) else ""
+
+
+@relax.expr_functor.mutator
+class _Fuser(relax.PyExprMutator):
+    def __init__(self, rule: Rule, uses: Counter[Any]) -> None:
+        super().__init__()
+        self._rule = rule
+        self._uses = uses
+
+    def visit_call_(self, call: Any) -> Any:
+        sole = [self._uses.get(argument) == 1 for argument in call.args]
+        call = self.visit_expr_post_order(call)
+        fused = None if isinstance(call.ty, relax.TupleType) else self._fused(call, sole)
+        return call if fused is None else fused
+
+    def visit_tuple_getitem_(self, item: Any) -> Any:
+        sole = self._uses.get(item.tuple_value) == 1
+        item = self.visit_expr_post_order(item)
+        call = self._value(item.tuple_value)
+        if item.index != 0 or not sole or not isinstance(call, relax.Call):
+            return item
+        fused = self._fused(call, [self._uses.get(argument) == 1 for argument in call.args])
+        return item if fused is None else fused
+
+    def _fused(self, call: Any, sole: list[bool]) -> Any:
+        for position, argument in enumerate(call.args):
+            source = self._value(argument)
+            if sole[position] and is_tiled(source):
+                layer = read_layer(self._with_constants(source))
+                fused = self._rule(self._with_constants(call), position, layer)
+                if fused is not None:
+                    return self.builder_.normalize(fused.call())
+        return None
+
+    def _with_constants(self, call: Any) -> Any:
+        """The call with constants in the place of variables bound to them."""
+        values = [self._value(argument) for argument in call.args]
+        arguments = [
+            argument if constant_of(value) is None else value
+            for argument, value in zip(call.args, values, strict=True)
+        ]
+        return relax.Call(call.op, arguments, call.attrs)
+
+    def _value(self, expression: Any) -> Any:
+        is_variable = isinstance(expression, relax.Var)
+        return self.lookup_binding(expression) if is_variable else expression
+
+
+def _count_uses(function: Any) -> Counter[Any]:
+    counter = _UseCounter()
+    counter.visit_expr(function)
+    return counter.uses
+
+
+@relax.expr_functor.visitor
+class _UseCounter(relax.PyExprVisitor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: Counter[Any] = Counter()
+
+    def visit_var_(self, variable: Any) -> None:
+        self.uses[variable] += 1
+
+    def visit_dataflow_var_(self, variable: Any) -> None:
+        self.uses[variable] += 1

@@ -1,0 +1,44 @@
+"""Tiled call → `call_tir` of a portable kernel that follows the reuse plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tbn_compile.passes.relax.kernels import compute
+from tbn_compile.passes.relax.tiled_layer import CONV, GEMM, is_tiled, read_layer
+
+
+def lower_call(builder: Any, call: Any) -> Any:
+    """The call of a tiled operator as a `call_tir`; its kernel joins the builder's module."""
+    layer = read_layer(call)
+    name = "tiled_binary_conv" if call.op.name == CONV else "tiled_binary_gemm"
+    return builder.call_te(
+        lambda *tensors: compute(layer, *tensors), *call.args, primfunc_name_hint=name
+    )
+
+
+@tvm.transform.module_pass(opt_level=0)
+class LowerTiledCalls:
+    """Lower tiled calls and nothing else; LegalizeOps does the same among all operators."""
+
+    def transform_module(self, module: Any, _context: Any) -> Any:
+        """Lower in every Relax function of an IRModule."""
+        lowering = _Lowering(module)
+        for name, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                lowering.builder_.update_func(name, lowering.visit_expr(function))
+        return lowering.builder_.get()
+
+
+@relax.expr_functor.mutator
+class _Lowering(relax.PyExprMutator):
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        return lower_call(self.builder_, call) if is_tiled(call) else call
+
+
+for _name in (GEMM, CONV):
+    tvm.ir.register_op_attr(_name, "FLegalize", lower_call)
