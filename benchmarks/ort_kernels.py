@@ -71,7 +71,7 @@ def conv(outputs: int, channels: int, kernel: int, size: int, p: int, **options:
     attributes = {"pads": [kernel // 2] * 4, **options.pop("attributes", {})}
     group = attributes.get("group", 1)
     shape = (outputs, channels // group, kernel, kernel)
-    kind = "depthwise " if group == channels else ""
+    kind = "depthwise " if group == channels > 1 else ""
     stride = f" stride {attributes['strides'][0]}" if "strides" in attributes else ""
     name = f"Conv {kind}{channels}->{outputs} {kernel}x{kernel} on {size}x{size}{stride}"
     return Case(name, shape, (1, channels, size, size), p, attributes=attributes, **options)
@@ -103,7 +103,14 @@ CASES = [
     conv(64, 256, 1, 56, 4),
     conv(64, 3, 7, 224, 1, attributes={"strides": [2, 2]}),
     conv(32, 1, 3, 28, 1),
+    conv(64, 2, 3, 32, 1),
+    conv(32, 3, 3, 224, 1, attributes={"strides": [2, 2]}),
     conv(128, 128, 3, 28, 1, attributes={"group": 128}),
+    conv(128, 128, 5, 28, 1, attributes={"group": 128}),
+    conv(128, 128, 3, 56, 1, attributes={"group": 128}),
+    conv(64, 64, 3, 112, 1, attributes={"group": 64, "strides": [2, 2]}),
+    conv(512, 512, 3, 7, 1, attributes={"group": 512}),
+    conv(64, 32, 3, 28, 1, attributes={"group": 32}),
 ]
 
 

@@ -1,8 +1,9 @@
 // ONNX convolution over 1 to 3 spatial dimensions with a tiled binary weight.
 //
-// With many distinct rows a group, tables of partial sums are built once an input pixel and every
-// kernel tap reads them ("lookup"). Otherwise, or where a row has several scales, each channel adds
-// its weighted, shifted input rows to the output rows ("direct").
+// Three ways, chosen by cost. Lookup, for many distinct rows a group: tables of partial sums are
+// built once an input pixel and every kernel tap reads them. Direct: few inputs or rows, or several
+// scales in a row; vectors lie along the output width. Depthwise, for one output a group: vectors
+// lie across groups.
 #pragma once
 
 #include "layer.h"
@@ -23,6 +24,7 @@ class Conv {
   struct Schedule {
     std::int64_t strip_rows;  // output rows a unit
     std::int64_t strips;
+    std::int64_t groups;  // that a unit takes in turn
     std::int64_t units;
     std::int64_t workspace;  // bytes each unit needs while it runs
   };
@@ -31,9 +33,13 @@ class Conv {
            std::int64_t unit, void* workspace) const;
 
  private:
+  static constexpr std::int64_t direct_block = 8;  // rows of weights expanded at a time
+
   struct Strip;
   struct LookupSpace;
   struct DirectSpace;
+  struct DepthwiseSpace;
+  enum class Method { lookup, direct, depthwise };
   void carve(Carver& carver);
   std::int64_t image_of(std::int64_t group) const { return group % images_; }
   std::int64_t chunk_codes() const { return blocks() * chunk_words_ * block_rows; }
@@ -46,12 +52,19 @@ class Conv {
   void build_tables(const Call& call, const Strip& strip, std::int64_t chunk,
                     const LookupSpace& space) const;
   void run_lookup(const Call& call, const Strip& strip, const LookupSpace& space) const;
-  void run_direct(const Call& call, const Strip& strip, const DirectSpace& space) const;
-  void copy_channel(const float* plane, const Strip& strip, const DirectSpace& space) const;
-  void expand_channel(const std::uint8_t* tile, std::int64_t row, std::int64_t channel,
-                      float* weights) const;
-  void finish(const Call& call, const Strip& strip, std::int64_t row, const float* sums,
-              std::int64_t pitch) const;
+  DepthwiseSpace depthwise_space(Carver& carver, const ConvGeometry& geometry,
+                                 std::int64_t rows) const;
+  void run_depthwise(const Call& call, Strip strip, std::int64_t end_group,
+                     const DepthwiseSpace& space) const;
+  void interleave_groups(const Call& call, const Strip& strip, std::int64_t groups,
+                         const DepthwiseSpace& space) const;
+  void run_direct(const Call& call, Strip strip, std::int64_t end_group,
+                  const DirectSpace& space) const;
+  void copy_inputs(const Call& call, const Strip& strip, const DirectSpace& space) const;
+  void find_taps(const Strip& strip, const DirectSpace& space) const;
+  void expand_rows(const std::uint8_t* tile, std::int64_t first_row, std::int64_t rows,
+                   float* weights) const;
+  void finish(const Call& call, const Strip& strip, std::int64_t row, const float* sums) const;
 
   Tiling tiling_;
   const KernelSet* kernels_;
@@ -60,7 +73,7 @@ class Conv {
   std::int64_t taps_;
   std::int64_t groups_;
   std::int64_t distinct_;  // rows of one group
-  bool lookup_;
+  Method method_;
   bool scaled_weights_;            // scales change inside a row, so weights carry them
   std::int64_t images_ = 1;        // groups whose packed signs differ
   std::int64_t table_groups_ = 0;  // tables a pixel

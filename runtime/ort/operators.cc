@@ -292,9 +292,8 @@ class ConvKernel final : public Kernel<Conv> {
     const Shape shape = conv_output_shape(geometry, x.size());
     const Call call = make_call(run, shape);
     if (element_count(shape) == 0) return;
-    const auto threads = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
-    const Conv::Schedule schedule = run.layer->schedule(geometry, threads);
-    Workspaces workspaces(run.scratch, std::min({schedule.units, threads, Workspaces::most}),
+    const Conv::Schedule schedule = run.layer->schedule(geometry, threads_);
+    Workspaces workspaces(run.scratch, std::min({schedule.units, threads_, Workspaces::most}),
                           schedule.workspace);
     parallel(api_, run.context, schedule.units, [&](std::int64_t unit) {
       workspaces.lend(
@@ -303,6 +302,8 @@ class ConvKernel final : public Kernel<Conv> {
   }
 
   ConvAttributes conv_;
+  // Asked once: it takes as long as a small layer.
+  const std::int64_t threads_ = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
 };
 
 template <class K>

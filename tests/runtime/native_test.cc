@@ -143,17 +143,21 @@ void test_gemm(const KernelSet& kernels, std::uint64_t seed) {
 
 void test_conv(const KernelSet& kernels, std::uint64_t seed) {
   Random random(seed);
-  const std::int64_t groups = between(random, 0, 2) ? 1 : between(random, 2, 5);
+  const bool depthwise = between(random, 0, 3) == 0;
+  const std::int64_t groups = depthwise               ? between(random, 2, 40)
+                              : between(random, 0, 2) ? 1
+                                                      : between(random, 2, 5);
   const std::int64_t spatial = between(random, 1, 3);
   tbn::WeightAttributes weight{};
-  weight.weight_shape = {groups * between(random, 1, 40), between(random, 1, 14)};
+  weight.weight_shape = {groups * (depthwise ? 1 : between(random, 1, 40)),
+                         between(random, 1, between(random, 0, 1) ? 4 : 14)};
   tbn::ConvAttributes attributes{{}, {}, {}, "NOTSET", groups};
   std::vector<std::int64_t> x_shape{between(random, 1, 2), weight.weight_shape[1] * groups};
   for (std::int64_t axis = 0; axis < spatial; ++axis) {
     weight.weight_shape.push_back(between(random, 1, 3));
     attributes.strides.push_back(between(random, 1, 3));
     attributes.dilations.push_back(between(random, 1, 3));
-    x_shape.push_back(between(random, 7, spatial == 3 ? 8 : 21));
+    x_shape.push_back(between(random, 7, spatial == 3 ? 8 : spatial == 2 ? 21 : 90));
   }
   for (std::int64_t pad = 0; pad < 2 * spatial; ++pad) {
     attributes.pads.push_back(between(random, 0, 3));
@@ -185,6 +189,32 @@ void test_conv(const KernelSet& kernels, std::uint64_t seed) {
     conv.run(call, geometry, schedule, unit, workspace.memory);
   }
   expect(relative_error(y, expected) < tolerance, describe(kernels, "conv", seed));
+}
+
+// Sums of more inputs than a kernel adds at one go.
+void test_few_rows_of_many_inputs(const KernelSet& kernels) {
+  constexpr std::int64_t inputs = 700, count = 21, channels = 11, pitch = count + 16;
+  Random random(1);
+  const std::vector<float> x = normals(random, inputs * pitch);
+  const std::vector<float> weights = normals(random, channels * inputs);
+  std::vector<std::ptrdiff_t> offsets;
+  for (std::int64_t i = 0; i < inputs; ++i) offsets.push_back(i * pitch);
+  std::vector<float> sums(channels * pitch), actual;
+  kernels.sum_taps({x.data(), 0, offsets.data(), weights.data(), inputs, channels, 1, count,
+                    sums.data(), pitch});
+  std::vector<double> expected;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    for (std::int64_t column = 0; column < count; ++column) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < inputs; ++i) {
+        sum += double{weights[static_cast<std::size_t>(c * inputs + i)]} *
+               x[static_cast<std::size_t>(i * pitch + column)];
+      }
+      expected.push_back(sum);
+      actual.push_back(sums[static_cast<std::size_t>(c * pitch + column)]);
+    }
+  }
+  expect(relative_error(actual, expected) < tolerance, describe(kernels, "sum_taps", 0));
 }
 
 // Every 16-bit pattern must survive the trip to float32 and back, NaNs as some NaN.
@@ -268,6 +298,7 @@ int main(int argc, char** argv) {
   for (const KernelSet* kernels : tbn::usable_kernels()) {
     test_formats(*kernels);
     test_clamp(*kernels);
+    test_few_rows_of_many_inputs(*kernels);
     for (std::uint64_t seed = 1; seed <= 4; ++seed) test_rounding(*kernels, seed);
     for (std::uint64_t seed = 1; seed <= layers; ++seed) {
       test_gemm(*kernels, seed);

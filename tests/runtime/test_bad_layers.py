@@ -146,11 +146,19 @@ def test_bad_conv_input(shape: tuple[int, ...], message: str, library: Path) -> 
         session.run(None, {"X": np.ones(shape, np.float32)})
 
 
-def test_padding_beyond_all_memory_is_an_error(library: Path) -> None:
-    far = {"dilations": [2**38] * 2, "pads": [2**38] * 4}
-    session = make_session(make_model(dataclasses.replace(CONV, attributes=far)), library)
+@pytest.mark.parametrize(
+    ("weight_shape", "group"),
+    [((6, 4, 3, 3), 1), ((64, 32, 3, 3), 1), ((16, 1, 3, 3), 16)],
+    ids=["direct", "lookup", "depthwise"],
+)
+def test_padding_beyond_all_memory_is_an_error(
+    weight_shape: tuple[int, ...], group: int, library: Path
+) -> None:
+    far = {"dilations": [2**38] * 2, "pads": [2**38] * 4, "group": group}
+    layer = Layer(weight_shape, np.ones(108, np.uint8), np.ones(1), 1, attributes=far)
+    session = make_session(make_model(layer), library)
     with pytest.raises(Exception, match="needs more memory than can be addressed"):
-        session.run(None, {"X": np.ones((1, 4, 9, 9), np.float32)})
+        session.run(None, {"X": np.ones((1, weight_shape[1] * group, 9, 9), np.float32)})
 
 
 def test_a_tiny_tile_may_claim_a_huge_weight(library: Path) -> None:

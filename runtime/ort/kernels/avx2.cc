@@ -15,6 +15,7 @@ struct Avx2 {
   using Table = __m256;
 
   static Vector zero() { return _mm256_setzero_ps(); }
+  static Vector broadcast(float value) { return _mm256_set1_ps(value); }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
   static void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
   static Words load_words(const std::uint32_t* from) {

@@ -15,6 +15,7 @@ struct Avx512 {
   using Table = __m512;
 
   static Vector zero() { return _mm512_setzero_ps(); }
+  static Vector broadcast(float value) { return _mm512_set1_ps(value); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
   static Words load_words(const std::uint32_t* from) { return _mm512_loadu_si512(from); }

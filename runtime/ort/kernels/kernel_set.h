@@ -12,21 +12,37 @@ constexpr std::size_t element_bytes(ElementType type) {
   return type == ElementType::float32 ? 4 : 2;
 }
 
-// A convolution's input rows, laid out so that every tap reads all outputs of a row at unit stride.
-// sums[r * sums_pitch + i] += sum over t of weights[t] * x[r * x_pitch + offsets[t] + i].
-struct TapRows {
+// Output rows of some channels, each the sum of shifted, weighted input rows: element i of row r of
+// channel c is the sum over t of weights[c][t] * x[r * x_pitch + offsets[t] + i].
+// Reads and writes up to vector_floats past the end of a row.
+struct TapTile {
   const float* x;
   std::int64_t x_pitch;
-  const std::ptrdiff_t* offsets;  // [taps]
-  const float* weights;           // [taps]
-  std::int64_t taps;
+  const std::ptrdiff_t* offsets;  // [inputs]
+  const float* weights;           // [channels][inputs]
+  std::int64_t inputs;
+  std::int64_t channels;
   std::int64_t rows;
-  std::int64_t count;  // a multiple of vector_floats
+  std::int64_t columns;
   float* sums;
   std::int64_t sums_pitch;
 };
 
+// Rows with zeros around their values: out[r * length + before + i] = x[r * x_pitch + i * stride]
+// for i < inside. Writes up to vector_floats past the last row.
+struct PaddedRows {
+  const float* x;
+  std::int64_t x_pitch;
+  std::int64_t stride;
+  std::int64_t rows;
+  std::int64_t before;
+  std::int64_t inside;
+  std::int64_t length;
+  float* out;
+};
+
 constexpr std::int64_t vector_floats = 16;
+constexpr std::int64_t sign_stretch = 32;
 
 // Rows of signs are packed in blocks of this many; lane r of a block's word belongs to row r.
 constexpr std::int64_t block_rows = 16;
@@ -49,6 +65,19 @@ struct LookupTile {
   std::int64_t sums_pitch;
 };
 
+// An output row of depthwise sums, a group in each of block_rows lanes:
+// sums[c][lane] = sum over t, k of weights[t][k][lane] * x[(c + k) * x_step + offsets[t] + lane].
+struct LaneTile {
+  const float* x;
+  std::int64_t x_step;            // between output columns
+  const std::ptrdiff_t* offsets;  // [taps]
+  const float* weights;
+  std::int64_t taps;
+  std::int64_t columns_a_tap;  // 1 or 3
+  std::int64_t columns;
+  float* sums;
+};
+
 // y = clamp(scale * u + bias), rounded to `type`. NaN passes through.
 struct Finish {
   float minimum;
@@ -66,7 +95,8 @@ struct KernelSet {
                        float* tables, std::ptrdiff_t pitch);
   void (*lookup)(const LookupTile& tile);
 
-  // signs[i] = ±1.0 for `count` bits from bit `first`; the bits lie inside `bytes` bytes.
+  // signs[i] = ±1.0 for `count` bits from bit `first`; the bits lie inside `bytes` bytes. Writes
+  // whole stretches of sign_stretch.
   void (*expand_signs)(const std::uint8_t* bits, std::int64_t bytes, std::int64_t first,
                        std::int64_t count, float* signs);
   // sums[r] += signs · x[r]
@@ -74,8 +104,10 @@ struct KernelSet {
                    std::int64_t count, float* sums);
   // sums[i] += factor * x[i]
   void (*add_scaled)(float factor, const float* x, std::int64_t count, float* sums);
-  void (*add_taps)(const TapRows& taps);
-  // out[c][r] = in[r][c], `columns` a multiple of 4
+  void (*sum_taps)(const TapTile& tile);
+  void (*sum_lanes)(const LaneTile& tile);
+  void (*copy_rows)(const PaddedRows& rows);
+  // out[c][r] = in[r][c]
   void (*transpose)(const float* in, std::int64_t in_pitch, std::int64_t rows, std::int64_t columns,
                     float* out, std::int64_t out_pitch);
 

@@ -27,23 +27,23 @@ inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a :
 inline std::uint32_t load_bits(const std::uint8_t* bits, std::int64_t bytes, std::int64_t first) {
   std::uint64_t window = 0;
   const std::int64_t byte = first / 8;
-  std::memcpy(&window, bits + byte, static_cast<std::size_t>(smaller(8, bytes - byte)));
+  if (byte + 8 <= bytes) {
+    std::memcpy(&window, bits + byte, sizeof window);
+  } else {
+    for (std::int64_t i = byte; i < bytes; ++i) {
+      window |= static_cast<std::uint64_t>(bits[i]) << (i - byte) * 8;
+    }
+  }
   return static_cast<std::uint32_t>(window >> (first % 8));
 }
 
 void expand_signs(const std::uint8_t* bits, std::int64_t bytes, std::int64_t first,
                   std::int64_t count, float* signs) {
-  std::int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
+  for (std::int64_t i = 0; i < count; i += 32) {
     const std::uint32_t negative = ~load_bits(bits, bytes, first + i);
     for (std::uint32_t j = 0; j < 32; ++j) {
       signs[i + j] = float_of(((negative >> j) << 31) | 0x3f800000u);
     }
-  }
-  if (i == count) return;
-  const std::uint32_t negative = ~load_bits(bits, bytes, first + i);
-  for (std::uint32_t j = 0; i + j < count; ++j) {
-    signs[i + j] = float_of(((negative >> j) << 31) | 0x3f800000u);
   }
 }
 
@@ -69,27 +69,41 @@ void add_scaled(float factor, const float* x, std::int64_t count, float* sums) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += factor * x[i];
 }
 
-template <int Vectors>
-inline void add_taps_at(const tbn::TapRows& taps, const float* x, float* sums) {
-  Floats total[Vectors];
-  for (int v = 0; v < Vectors; ++v) std::memcpy(&total[v], sums + v * lanes, sizeof(Floats));
-  for (std::int64_t t = 0; t < taps.taps; ++t) {
-    for (int v = 0; v < Vectors; ++v) {
-      Floats in;
-      std::memcpy(&in, x + taps.offsets[t] + v * lanes, sizeof in);
-      total[v] += taps.weights[t] * in;
-    }
-  }
-  for (int v = 0; v < Vectors; ++v) std::memcpy(sums + v * lanes, &total[v], sizeof(Floats));
+// Calls block(i) for stretches of `length` that cover [0, count); the last is moved back to end
+// there.
+template <class Block>
+inline void for_stretches(std::int64_t count, std::int64_t length, const Block& block) {
+  for (std::int64_t i = 0; i + length < count; i += length) block(i);
+  block(count - length);
 }
 
-void add_taps(const tbn::TapRows& taps) {
-  for (std::int64_t row = 0; row < taps.rows; ++row) {
-    const float* x = taps.x + row * taps.x_pitch;
-    float* sums = taps.sums + row * taps.sums_pitch;
-    std::int64_t i = 0;
-    for (; i + 2 * lanes <= taps.count; i += 2 * lanes) add_taps_at<2>(taps, x + i, sums + i);
-    if (i < taps.count) add_taps_at<1>(taps, x + i, sums + i);
+inline void copy_values(const float* x, std::int64_t count, float* out) {
+  if (count < lanes) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = x[i];
+    return;
+  }
+  for_stretches(count, lanes, [&](std::int64_t i) { std::memcpy(out + i, x + i, sizeof(Floats)); });
+}
+
+inline void zero_vectors(std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; i += lanes) std::memset(out + i, 0, sizeof(Floats));
+}
+
+// Rows go in order: zeros that reach too far are overwritten by what follows.
+void copy_rows(const tbn::PaddedRows& rows) {
+  const float* x = rows.x;
+  float* out = rows.out;
+  for (std::int64_t row = 0; row < rows.rows; ++row, x += rows.x_pitch, out += rows.length) {
+    zero_vectors(rows.before, out);
+    float* values = out + rows.before;
+    if (rows.stride == 1) {
+      copy_values(x, rows.inside, values);
+    } else if (rows.stride == 2) {
+      for (std::int64_t i = 0; i < rows.inside; ++i) values[i] = x[2 * i];
+    } else {
+      for (std::int64_t i = 0; i < rows.inside; ++i) values[i] = x[rows.stride * i];
+    }
+    zero_vectors(rows.length - rows.before - rows.inside, values + rows.inside);
   }
 }
 
@@ -113,19 +127,62 @@ inline void transpose_4x4(const float* in, std::int64_t in_pitch, float* out,
 }
 #endif
 
-// `columns` is a multiple of 4.
+#if defined(__AVX512F__)
+// Rows i, i + 4, i + 8 and i + 12 share a vector: every 128 bits transpose a 4x4 of their own.
+inline void transpose_16x4(const float* in, std::int64_t in_pitch, float* out,
+                           std::int64_t out_pitch) {
+  const auto rows = [&](std::int64_t row) {
+    const float* from = in + row * in_pitch;
+    __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(from));
+    four = _mm512_insertf32x4(four, _mm_loadu_ps(from + 4 * in_pitch), 1);
+    four = _mm512_insertf32x4(four, _mm_loadu_ps(from + 8 * in_pitch), 2);
+    return _mm512_castps_pd(_mm512_insertf32x4(four, _mm_loadu_ps(from + 12 * in_pitch), 3));
+  };
+  const auto low = [](__m512d a, __m512d b) {
+    return _mm512_castps_pd(_mm512_unpacklo_ps(_mm512_castpd_ps(a), _mm512_castpd_ps(b)));
+  };
+  const auto high = [](__m512d a, __m512d b) {
+    return _mm512_castps_pd(_mm512_unpackhi_ps(_mm512_castpd_ps(a), _mm512_castpd_ps(b)));
+  };
+  const __m512d a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+  const __m512d ab = low(a, b), cd = low(c, d), upper_ab = high(a, b), upper_cd = high(c, d);
+  _mm512_storeu_pd(out, _mm512_unpacklo_pd(ab, cd));
+  _mm512_storeu_pd(out + out_pitch, _mm512_unpackhi_pd(ab, cd));
+  _mm512_storeu_pd(out + 2 * out_pitch, _mm512_unpacklo_pd(upper_ab, upper_cd));
+  _mm512_storeu_pd(out + 3 * out_pitch, _mm512_unpackhi_pd(upper_ab, upper_cd));
+}
+#else
+inline void transpose_16x4(const float* in, std::int64_t in_pitch, float* out,
+                           std::int64_t out_pitch) {
+  for (std::int64_t row = 0; row < 16; row += 4) {
+    transpose_4x4(in + row * in_pitch, in_pitch, out + row, out_pitch);
+  }
+}
+#endif
+
 void transpose(const float* in, std::int64_t in_pitch, std::int64_t rows, std::int64_t columns,
                float* out, std::int64_t out_pitch) {
-  for (std::int64_t column = 0; column < columns; column += 4) {
-    float* lines = out + column * out_pitch;
-    std::int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) {
-      transpose_4x4(in + row * in_pitch + column, in_pitch, lines + row, out_pitch);
+  if (rows < 4 || columns < 4) {
+    for (std::int64_t column = 0; column < columns; ++column) {
+      for (std::int64_t row = 0; row < rows; ++row) {
+        out[column * out_pitch + row] = in[row * in_pitch + column];
+      }
     }
-    for (; row < rows; ++row) {
-      for (int c = 0; c < 4; ++c) lines[c * out_pitch + row] = in[row * in_pitch + column + c];
-    }
+    return;
   }
+  for_stretches(columns, 4, [&](std::int64_t column) {
+    const float* from = in + column;
+    float* to = out + column * out_pitch;
+    if (rows < 16) {
+      for_stretches(rows, 4, [&](std::int64_t row) {
+        transpose_4x4(from + row * in_pitch, in_pitch, to + row, out_pitch);
+      });
+      return;
+    }
+    for_stretches(rows, 16, [&](std::int64_t row) {
+      transpose_16x4(from + row * in_pitch, in_pitch, to + row, out_pitch);
+    });
+  });
 }
 
 inline float clamp(float value, float minimum, float maximum) {

@@ -15,6 +15,7 @@ struct Neon {
   using Table = uint8x16x2_t;
 
   static Vector zero() { return vdupq_n_f32(0.0f); }
+  static Vector broadcast(float value) { return vdupq_n_f32(value); }
   static Vector load(const float* from) { return vld1q_f32(from); }
   static void store(float* to, Vector value) { vst1q_f32(to, value); }
   static Words load_words(const std::uint32_t* from) { return vld1q_u32(from); }

@@ -17,6 +17,7 @@ struct Portable {
   using Table = const float*;
 
   static Vector zero() { return {}; }
+  static Vector broadcast(float value) { return {{value, value, value, value}}; }
   static Vector load(const float* from) {
     Vector value;
     std::memcpy(value.lane, from, sizeof value.lane);
