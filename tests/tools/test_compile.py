@@ -150,7 +150,10 @@ def test_version(run_tool):
         (["model.onnx", "--target", "toaster"], "unknown target 'toaster'; installed targets: "),
         (["missing.onnx"], "missing.onnx: no such file; check the path"),
         (["model.onnx", "-o", "missing/out.onnx"], "cannot write missing/out.onnx: No such file"),
-        (["model.onnx", "-o", "model.onnx"], "model.onnx would replace the model; choose another output"),
+        (
+            ["model.onnx", "-o", "model.onnx"],
+            "model.onnx would replace the model; choose another output",
+        ),
         (["model.onnx", "-o", "."], ". is a folder; choose another output file"),
         (["model.onnx", "-o", "n" * 10_000], "File name too long"),
         (["model.onnx", "--report", "missing/report.json"], "cannot write missing/report.json"),
