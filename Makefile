@@ -22,7 +22,7 @@ test-slow: $(VENV)/developed ## the rest: models of gigabytes, old releases of O
 lint: $(VENV)/developed ## style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy -p tbn_compile
+	cd build && ../$(BIN)/mypy --config-file ../pyproject.toml -p tbn_compile  # the installed package
 
 docs: $(VENV)/developed ## renew the generated pages and the golden files
 	$(BIN)/python docs/generate.py
