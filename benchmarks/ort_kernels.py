@@ -247,7 +247,7 @@ def print_table(results: list[Result]) -> None:
         target = "" if r.target is None else f"{r.target:g}"
         times = f"{r.dense_us:.0f}", f"{r.ours_us:.0f}", f"{r.ratio:.1f}"
         table.add_row(r.name, r.dtype, str(r.p), *times, target, f"{r.error:.0e}")
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 def installed_library() -> str:
