@@ -56,7 +56,12 @@ def detect_tile(
         return NotTiled(problem)
     found = [tile for layout in layouts for tile in _tiles(weight, layout)]
     if not found:
-        return NotTiled("weights have no common magnitude per layer, row or tile")
+        zeros = weight.size - int(np.count_nonzero(weight))
+        return NotTiled(
+            f"{zeros} of {weight.size} weights are zero"
+            if zeros
+            else "weights have no common magnitude per layer, row or tile"
+        )
     best = min(found, key=lambda tile: (tile.stored_bytes, tile.tile_length))
     positive = weight > 0
     if positive.all() or not positive.any():
@@ -100,7 +105,7 @@ def smallest_period(signs: Signs) -> int:
 
 def _reject(weight: Floats, layouts: tuple[Layout, ...]) -> str | None:
     if weight.size < 2:
-        return "a single weight"
+        return "a single weight" if weight.size else "an empty weight"
     samples = [_sample(weight, layout) for layout in layouts]
     if all(np.count_nonzero(s[1:] != s[:-1]) * 2 > s.size > 16 for s in samples):
         first = samples[0]
@@ -228,21 +233,19 @@ def _relative_periods(grid: Signs, empty_rows: Signs, layout: Layout) -> Iterato
     if layout == "KN":
         relations = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
         relations[empty_rows] = _WILD
-        symbols = relations.T.reshape(-1)
-        anchors: tuple[int, ...] = (0,)
+        symbols, first = relations.T.reshape(-1), 0
     else:
         relations = np.full(grid.shape, _WILD)
         relations[:, :-1] = np.where(grid[:, 1:] ^ grid[:, :-1], _OPPOSITE, _EQUAL)
         relations[empty_rows] = _WILD
         first = int(np.argmin(empty_rows)) * inputs
         symbols = relations.reshape(-1)
-        anchors = (first, first + inputs // 2)
     if empty_rows.any():
-        return _masked_periods(symbols, anchors, inputs, grid.size)
+        return _masked_periods(symbols, first, inputs, grid.size)
     exact = _exact_periods(symbols.tobytes(), grid.size)
     if layout == "KN":
         return exact
-    return heapq.merge(exact, _masked_periods(symbols, anchors, inputs, grid.size))
+    return heapq.merge(exact, _masked_periods(symbols, first, inputs, grid.size))
 
 
 def _exact_periods(text: bytes, size: int) -> Iterator[int]:
@@ -269,24 +272,17 @@ def _exact_periods(text: bytes, size: int) -> Iterator[int]:
             return
 
 
-def _masked_periods(
-    symbols: Symbols, anchors: tuple[int, ...], inputs: int, size: int
-) -> Iterator[int]:
+def _masked_periods(symbols: Symbols, first: int, inputs: int, size: int) -> Iterator[int]:
     """Periods of a sequence with wildcards, ascending, as far as the work's budget reaches.
 
     Args:
         symbols: uint8[L], relations of neighbouring signs.
-        anchors: positions whose neighbourhood is searched for again; one of them must repeat
-            without meeting a wildcard.
+        first: where the first row with signs begins; its signs are searched for again.
         inputs: the length of a row.
         size: the number of weights, of which an exact tile is a divisor.
     """
-    text = symbols.tobytes()
     length = min(_ANCHOR, max(1, (inputs - 1) // 2))
-    candidates = heapq.merge(
-        _divisors(size),
-        *(_occurrences(text, start, length, start + 1) for start in anchors),
-    )
+    candidates = heapq.merge(_divisors(size), _agreeing_places(symbols, first, length))
     last, work = 0, max(_LEAST_WORK, _WORK * symbols.size)
     for period in candidates:
         if period == last or period >= symbols.size:
@@ -298,6 +294,16 @@ def _masked_periods(
             yield period
         if work < 0:
             return
+
+
+def _agreeing_places(symbols: Symbols, first: int, length: int) -> Iterator[int]:
+    """Distances, ascending, at which nothing contradicts the `length` symbols at `first`."""
+    anchor = symbols[first : first + length]
+    for start in range(first + 1, symbols.size, _SAMPLE):
+        places = np.arange(start, min(start + _SAMPLE, symbols.size - length + 1))
+        for index, symbol in enumerate(anchor):
+            places = places[(symbols[places + index] & symbol) != 0]
+        yield from (places - first).tolist()
 
 
 def _worthwhile(period: int, size: int) -> bool:

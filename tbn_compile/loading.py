@@ -69,17 +69,19 @@ def load_model(path: Path) -> ir.Model:
     try:
         proto = _parse(path, size)
         _check_text(proto)
+        _use_default_domain(proto)
         _check_graph(proto.graph, path.parent, {}, 0)
         for function in proto.functions:
             _check_nodes(function.node, path.parent, {}, 1)
+        _check_names(proto.graph, frozenset())
         _check_standard(proto)
         _drop_listed_initializers(proto)
         model = ir.from_proto(proto)
     except (ModelError, TileError) as error:
         raise ModelError(f"{clean(path.name, 80)}: {error}") from error
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError, TypeError) as error:
-        text = str(error).strip().splitlines() or ["unreadable graph"]
-        raise ModelError(f"{clean(path.name, 80)}: not a valid model: {text[0]}") from error
+        text = " ".join(str(error).split()) or "unreadable graph"
+        raise ModelError(f"{clean(path.name, 80)}: not a valid model: {text}") from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent.resolve())
     return model
@@ -216,6 +218,39 @@ def _count_inlined(
     return total
 
 
+def _use_default_domain(proto: onnx.ModelProto) -> None:
+    """Spell the default domain "" wherever it is written out as "ai.onnx"."""
+    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
+    imports = [proto.opset_import, *(function.opset_import for function in proto.functions)]
+    nodes = (inner for body in bodies for node in body for inner in _with_inner(node))
+    for named in (*nodes, *(each for group in imports for each in group)):
+        if named.domain == "ai.onnx":
+            named.domain = ""
+
+
+def _check_names(graph: onnx.GraphProto, outer: frozenset[str]) -> None:
+    """Refuse a tensor of a subgraph that hides another: runtimes differ in which one they take."""
+    own = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
+    hidden = next((name for name in own if name in outer), None)
+    if hidden is not None:
+        raise ModelError(f"tensor {_quoted(hidden)} in a subgraph hides another; rename it")
+    computed = (name for node in graph.node for name in node.output if name)
+    visible = outer.union(own, computed)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                _check_names(inner, visible)
+
+
+def _with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The node, and all nodes in its subgraphs."""
+    yield node
+    for attribute in node.attribute:
+        for graph in _graphs(attribute):
+            for inner in graph.node:
+                yield from _with_inner(inner)
+
+
 def _drop_listed_initializers(proto: onnx.ModelProto) -> None:
     """Before IR version 4 every initializer was listed as an input; none could be overridden."""
     if proto.ir_version >= 4:
@@ -295,9 +330,7 @@ def _check_graph(
     for tensor in graph.initializer:
         _check_tensor(tensor, folder)
     for sparse in graph.sparse_initializer:
-        _check_tensor(sparse.values, folder)
-        _check_tensor(sparse.indices, folder)
-        _check_dimensions(sparse.values.name, sparse.dims)
+        raise ModelError(f"tensor {_quoted(sparse.values.name)} is sparse; store it dense")
     known = {tensor.name: tensor for tensor in graph.initializer}
     _check_nodes(graph.node, folder, {**outer, **known}, depth)
 
@@ -326,7 +359,7 @@ def _check_nodes(
                 _check_graph(inner, folder, known, depth + 1)
             if node.op_type == "Constant" and node.output:
                 known[node.output[0]] = _constant(attribute)
-        if node.domain == operators.DOMAIN:
+        if node.domain == operators.DOMAIN and node.op_type in (operators.GEMM, operators.CONV):
             _check_tiled_node(node, known)
         place = _SHAPE_INPUT.get(node.op_type, len(node.input))
         if place < len(node.input) and node.input[place] in known:
@@ -470,8 +503,11 @@ def _check_tiling(
         raise TileError(f"tile of shape {list(tile.dims)} does not hold {length} bits in uint8")
     if scale is not None and (len(scale.dims) != 1 or scale.data_type not in _SCALE_TYPES):
         raise TileError("scale must have one axis and be float32, float16 or bfloat16")
-    if values.get("scale_offset", 0) + prod(values["weight_shape"]) > MAX_ELEMENTS:
-        raise TileError(f"scale offset {values['scale_offset']} must be 0 to {MAX_ELEMENTS}")
+    furthest = int(values.get("scale_offset", 0)) + prod(values["weight_shape"])
+    if furthest > MAX_ELEMENTS:
+        raise TileError(
+            f"the weights, {furthest} from the start of the scales, are more than {MAX_ELEMENTS}"
+        )
     TiledBinaryWeight(
         bits=np.broadcast_to(np.uint8(0), (-(-length // 8),)),
         shape=tuple(values["weight_shape"]),

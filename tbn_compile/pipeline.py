@@ -110,7 +110,11 @@ class Pipeline:
 
 
 _WEIGHTED = ("Gemm", "MatMul", "Conv")
-_UNSUPPORTED = ("ConvTranspose", "Einsum", "GRU", "LSTM", "RNN")
+_UNSUPPORTED = (
+    "ConvInteger", "ConvTranspose", "Einsum", "GRU", "LSTM", "MatMulInteger", "QLinearConv",
+    "QLinearMatMul", "RNN",
+)  # fmt: skip
+_UNSUPPORTED_IN_MICROSOFT = ("FusedConv", "FusedGemm", "FusedMatMul", "MatMulNBits")
 
 
 def normalise(model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
@@ -126,7 +130,8 @@ def lower(model: ir.Model, finder: passes.TileFinder) -> ir.Model:
     """Detect tiles and rewrite Gemm, MatMul and Conv to `ai.tbn` operators."""
     finder.opset = model.opset_imports.get("", 1)
     order = {node: index for index, node in enumerate(model.graph.all_nodes())}
-    for node in passes.nodes_of(model, *_UNSUPPORTED):
+    microsoft = passes.nodes_of(model, *_UNSUPPORTED_IN_MICROSOFT, domain="com.microsoft")
+    for node in (*passes.nodes_of(model, *_UNSUPPORTED), *microsoft):
         finder.refuse(node, f"{node.op_type} is not lowered; only Gemm, MatMul and Conv are")
     for lowering in (passes.LowerGemmPass, passes.LowerMatMulPass, passes.LowerConvPass):
         lowering(finder)(model)
@@ -140,6 +145,7 @@ def optimise(model: ir.Model) -> ir.Model:
         return model
     opset = model.opset_imports.get("", 1)
     for step in (
+        common.RemoveUnusedNodesPass(),
         passes.FuseBiasPass(opset),
         passes.FoldBatchNormPass(opset),
         passes.FuseActivationPass(opset),

@@ -27,8 +27,9 @@ class LayerReport:
         tiles: p, how many tiles the weight holds, else None.
         scaling: what shares a scale: "layer", "row", "tile" or "block".
         plan: what is computed once: "rows", "columns", "blocks", or "expand" for nothing.
-        stored_bytes: the tile and the scales. A tile that several layers share counts once, for
-            the first of them.
+        original_bytes: the dense weight.
+        stored_bytes: the tile and the scales. What several layers share, a weight or a tile,
+            counts once, for the first of them.
     """
 
     name: str
@@ -106,11 +107,12 @@ def layer_reports(layers: Iterable[Layer]) -> tuple[LayerReport, ...]:
 
 
 def _layer_report(layer: Layer, shared: set[ir.Value | None]) -> LayerReport:
-    width = {"float64": 8, "float32": 4}.get(layer.dtype, 2) if layer.shape else 0
-    original = prod(layer.shape) * width if layer.shape else 0
+    original = 0 if layer.value in shared else layer.weight_bytes
+    shared.add(layer.value)
     node = layer.tiled
     if node is None:
-        dense = prod(layer.shape)
+        positions = _positions(layer.node.outputs[0], layer.operator == "Conv")
+        dense = prod(layer.shape) * positions if layer.shape else 0
         return LayerReport(
             layer.name, layer.operator, layer.weight, layer.shape, layer.dtype, "left alone",
             layer.reason, None, None, None, None, None, None, original, original, dense, dense,

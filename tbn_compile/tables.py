@@ -51,7 +51,7 @@ def summary_lines(report: ModelReport) -> list[str]:
     """Totals, file sizes and the seconds of each phase."""
     layers, lowered = report.layers, report.lowered
     if not layers:
-        lines = [f"{clean(report.model, _LONGEST_NAME)}: no layer has a weight"]
+        lines = [f"{clean(report.model, _LONGEST_NAME)}: no Gemm, MatMul or Conv"]
     else:
         smaller = _ratio(
             sum(layer.original_bytes for layer in layers),
@@ -70,7 +70,8 @@ def summary_lines(report: ModelReport) -> list[str]:
         lines.append(
             f"{clean(report.model, _LONGEST_NAME)} {quantity(before, 'B')} → "
             f"{clean(report.artifact, _LONGEST_NAME)} {quantity(after, 'B')} "
-            f"({_ratio(before, after)} smaller)"
+            f"({_ratio(max(before, after), min(before, after))} "
+            f"{'smaller' if after <= before else 'larger'})"
         )
     phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.phases.items())
     return [*lines, f"Time: {phases}"] if phases else lines

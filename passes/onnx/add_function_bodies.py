@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 
 from tbn_compile import operators
@@ -15,18 +16,25 @@ class AddFunctionBodiesPass(ir.passes.InPlacePass):
     """Add a model-local function per operator in use, so that any runtime can run the file."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Add what is missing; the functions import the model's own operator set."""
+        """Write all bodies in use, over any of that name; they import the model's operator set."""
         used = {node.op_type for node in tiled_nodes(model)}
         completed = [_write_defaults(node) for node in tiled_nodes(model)]
         opset = model.opset_imports.get("", operators.MIN_OPSET)
-        present = {key[1] for key in model.functions if key[0] == operators.DOMAIN}
-        for operator in sorted(used - present):
-            function = ir.serde.deserialize_function(operators.function_body(operator, opset))
-            model.functions[function.identifier()] = function
+        replaced = [_write_body(model, operator, opset) for operator in sorted(used)]
         if used:
             model.ir_version = max(model.ir_version, _FIRST_WITH_FUNCTIONS)
             model.opset_imports[operators.DOMAIN] = operators.VERSION
-        return ir.passes.PassResult(model, modified=bool(used - present) or any(completed))
+        return ir.passes.PassResult(model, modified=any(replaced) or any(completed))
+
+
+def _write_body(model: ir.Model, operator: str, opset: int) -> bool:
+    """Write an operator's body unless the model has that very one; says whether it was written."""
+    function = ir.serde.deserialize_function(operators.function_body(operator, opset))
+    present = model.functions.get(function.identifier())
+    if present is not None and _nodes(present) == _nodes(function):
+        return False
+    model.functions[function.identifier()] = function
+    return True
 
 
 def _write_defaults(node: ir.Node) -> bool:
@@ -39,3 +47,7 @@ def _write_defaults(node: ir.Node) -> bool:
     for name, default in missing.items():
         node.attributes[name] = ir.convenience.convert_attribute(name, default)
     return bool(missing)
+
+
+def _nodes(function: ir.Function) -> list[onnx.NodeProto]:
+    return list(ir.serde.serialize_function(function).node)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from tbn_compile.errors import clean
+from tbn_compile.errors import ModelError, clean
 from tbn_compile.loading import tensor_array
+from tbn_compile.tile import MAX_ELEMENTS
 
 MAX_FOLDED_ELEMENTS = 2**27
 """The most elements that one step of a constant expression may have."""
@@ -247,6 +248,8 @@ def _unsafe_shape(model: onnx.ModelProto, most: int) -> str | None:
             if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
                 return f"is computed by {node.op_type} with a shape that is not known in advance"
             size = prod(dim.dim_value for dim in dims)
+            if size > MAX_ELEMENTS:
+                raise ModelError(f"a {node.op_type} of constants claims {size} elements")
             total += size
             if size > most or total > _MOST_STEPS * most:
                 return f"is computed by {node.op_type} with over {most} elements, too many to fold"
@@ -261,7 +264,7 @@ def _infer(
     kinds: Mapping[str, onnx.TypeProto],
     known: dict[str, onnx.TensorProto],
 ) -> dict[str, onnx.TypeProto]:
-    """The types of a node's results; small integer results are computed and join `known`."""
+    """The types of a node's results; small integers and truths are computed and join `known`."""
     imports = list(model.opset_import)
     schema = onnx.defs.get_schema(node.op_type, imports[0].version, "")
     read = {name: kinds[name] for name in node.input if name}
@@ -272,7 +275,7 @@ def _infer(
     kind = outputs.get(node.output[0], onnx.TypeProto()).tensor_type
     size = prod(dim.dim_value for dim in kind.shape.dim)
     asks_shape = node.op_type in ("Shape", "Size")
-    if kind.elem_type != onnx.TensorProto.INT64 or size > _SMALL:
+    if kind.elem_type not in (onnx.TensorProto.INT64, onnx.TensorProto.BOOL) or size > _SMALL:
         return outputs
     if asks_shape or len(data) == len(read):
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # slow to import

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +23,11 @@ class Layer:
         name: the node's name, or its result's.
         operator: operator type in the original graph.
         node: the original node.
-        weight: the weight's name.
+        value: the weight in the original graph, or None.
+        weight: its name.
         shape: its shape as the node sees it; empty if it is not constant.
         dtype: its element type, as numpy names it.
+        weight_bytes: the dense weight's size; 0 if it is not constant.
         tiled: the `ai.tbn` node that replaced it, or None.
         reason: why it was left alone, or None.
     """
@@ -32,11 +35,17 @@ class Layer:
     name: str
     operator: str
     node: ir.Node
+    value: ir.Value | None = None
     weight: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    weight_bytes: int = 0
     tiled: ir.Node | None = None
     reason: str | None = None
+
+
+_Outcome: TypeAlias = tuple[TiledBinaryWeight | str, tuple[int, ...], str, int]
+"""A tile or a reason; then the weight's shape, element type and bytes."""
 
 
 @dataclass
@@ -52,9 +61,7 @@ class TileFinder:
     opset: int
     layers: list[Layer] = field(default_factory=list)
     on_layer: Callable[[int], None] | None = None
-    _found: dict[tuple[ir.Value, str], tuple[TiledBinaryWeight | str, tuple[int, ...], str]] = (
-        field(default_factory=dict)
-    )
+    _found: dict[tuple[ir.Value, str], _Outcome] = field(default_factory=dict)
 
     def find_kernel(self, node: ir.Node) -> tuple[Layer, TiledBinaryWeight | None]:
         """The tile of a Conv's weight [N, K1, K2, ...], its second input."""
@@ -69,6 +76,19 @@ class TileFinder:
     def refuse(self, node: ir.Node, reason: str) -> None:
         """Note a layer whose operator no pass lowers."""
         self.leave(self._note(node), reason)
+
+    def explain(self, layer: Layer) -> None:
+        """Name the case of a weight on the left, and of two activations."""
+        left, right = layer.node.inputs[:2]
+        if layer.shape or left is None or right is None:
+            return
+        outcome = constant_array(right, self.opset)
+        if not isinstance(outcome, NotConstant) or not outcome.computed:
+            return
+        if not isinstance(constant_array(left, self.opset), NotConstant):
+            self.leave(layer, "the weight is the left operand; put it on the right, transposed")
+        elif layer.operator == "MatMul":
+            self.leave(layer, "both operands are computed when the model runs")
 
     def leave(self, layer: Layer, reason: str) -> None:
         """Note that a layer stays as it is."""
@@ -87,22 +107,20 @@ class TileFinder:
         if value is None:
             self.leave(layer, "it has no weight")
             return layer, None
-        layer.weight = value.name or ""
+        layer.value, layer.weight = value, value.name or ""
         if (value, form) not in self._found:
             self._found[value, form] = self._detect(value, form)
-        outcome, layer.shape, layer.dtype = self._found[value, form]
+        outcome, layer.shape, layer.dtype, layer.weight_bytes = self._found[value, form]
         if isinstance(outcome, str):
             self.leave(layer, outcome)
             return layer, None
         return layer, outcome
 
-    def _detect(
-        self, value: ir.Value, form: str
-    ) -> tuple[TiledBinaryWeight | str, tuple[int, ...], str]:
+    def _detect(self, value: ir.Value, form: str) -> _Outcome:
         array = constant_array(value, self.opset)
         if isinstance(array, NotConstant):
-            return f"the weight {array.reason}", (), ""
-        about = array.shape, array.dtype.name
+            return f"the weight {array.reason}", (), "", 0
+        about = array.shape, array.dtype.name, array.nbytes
         if ir.DataType.from_numpy(array.dtype) not in FLOAT_KINDS:
             return (
                 f"weights are {array.dtype.name}; only float32, float16 and bfloat16 are lowered",

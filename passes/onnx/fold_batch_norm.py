@@ -70,6 +70,8 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
             parameters.append(array.astype(np.float64))
         gamma, beta, mean, variance = parameters
         epsilon = node.attributes.get_float("epsilon", 1e-5)
+        if (variance + epsilon <= 0).any():
+            return None
         factor = gamma / np.sqrt(variance + epsilon)
         return _Affine(factor, beta - mean * factor)
 
@@ -93,6 +95,10 @@ def _fold(node: ir.Node, affine: _Affine, initializers: Initializers) -> bool:
         return False
     bias = read_bias(node)
     shift = affine.shift if bias is None else affine.shift + bias.astype(np.float64) * affine.factor
+    with np.errstate(over="ignore"):
+        new_bias = shift.astype(kind)
+    if not np.isfinite(new_bias.astype(np.float64)).all():
+        return False
     write_weight(node, scaled, initializers)
-    write_bias(node, shift.astype(kind), initializers)
+    write_bias(node, new_bias, initializers)
     return True

@@ -34,7 +34,7 @@ class FuseActivationPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
     def _bounds(self, node: ir.Node) -> tuple[float, float] | None:
-        """Lower and upper bound; None if they are computed or empty."""
+        """Lower and upper bound; None if they are computed, empty or no single numbers."""
         if node.op_type == "Relu":
             return 0.0, operators.INFINITY
         bounds = [-operators.INFINITY, operators.INFINITY]
@@ -42,7 +42,7 @@ class FuseActivationPass(ir.passes.InPlacePass):
             if value is None:
                 continue
             array = constant_array(value, self.opset)
-            if isinstance(array, NotConstant):
+            if isinstance(array, NotConstant) or array.size != 1:
                 return None
             bounds[index] = float(array.reshape(-1)[0])
         lower, upper = bounds

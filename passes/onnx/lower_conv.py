@@ -34,6 +34,11 @@ class LowerConvPass(ir.passes.InPlacePass):
             if weight is None or x is None:
                 continue
             bias = None if addend is None else constant_array(addend, self.finder.opset)
+            if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" and any(
+                node.attributes.get_ints("pads") or ()
+            ):
+                self.finder.leave(layer, "pads and auto_pad are both given; remove one")
+                continue
             if isinstance(bias, NotConstant):
                 self.finder.leave(layer, f"the bias {bias.reason}")
                 continue

@@ -32,6 +32,7 @@ class LowerGemmPass(ir.passes.InPlacePass):
             transposed = bool(node.attributes.get_int("transB", 0))
             layer, weight = self.finder.find_matrix(node, transposed)
             if weight is None:
+                self.finder.explain(layer)
                 continue
             try:
                 weight = _times_alpha(node, weight)
@@ -64,7 +65,9 @@ class LowerGemmPass(ir.passes.InPlacePass):
         array = constant_array(addend, self.finder.opset)
         if isinstance(array, NotConstant):
             return None
-        return as_bias(array * np.asarray(beta, dtype=array.dtype), weight.outputs)
+        with np.errstate(over="ignore", invalid="ignore"):  # as the runtime would
+            product = array * np.asarray(beta, dtype=array.dtype)
+        return as_bias(product, weight.outputs)
 
 
 def _times_alpha(node: ir.Node, weight: TiledBinaryWeight) -> TiledBinaryWeight:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from tbn_compile import operators
-from tbn_compile.passes.onnx.constants import NotConstant, constant_array
-from tbn_compile.passes.onnx.finding import Layer, TileFinder
+from tbn_compile.passes.onnx.finding import TileFinder
 from tbn_compile.passes.onnx.tiled_nodes import Initializers, make_tiled_node, nodes_of, replace
 
 
@@ -29,7 +28,7 @@ class LowerMatMulPass(ir.passes.InPlacePass):
             layer, weight = self.finder.find_matrix(node, transposed=False)
             x = node.inputs[0]
             if weight is None or x is None:
-                self._explain(node, layer)
+                self.finder.explain(layer)
                 continue
             attributes = {"transB": int(weight.layout == "NK")}
             layer.tiled = make_tiled_node(
@@ -38,19 +37,3 @@ class LowerMatMulPass(ir.passes.InPlacePass):
             replace(node, [layer.tiled])
             modified = True
         return ir.passes.PassResult(model, modified)
-
-    def _explain(self, node: ir.Node, layer: Layer) -> None:
-        """Name the case of a weight on the left, and of two activations."""
-        left, right = node.inputs
-        if layer.shape or left is None or right is None:
-            return
-        outcome = constant_array(right, self.finder.opset)
-        if not isinstance(outcome, NotConstant) or not outcome.computed:
-            return
-        constant = not isinstance(constant_array(left, self.finder.opset), NotConstant)
-        reason = (
-            "the weight is the left operand; put it on the right, transposed"
-            if constant
-            else "both operands are computed when the model runs"
-        )
-        self.finder.leave(layer, reason)

@@ -20,7 +20,7 @@ from tbn_compile.passes.onnx.tiled_nodes import (
 from tbn_compile.tile import Signs, TiledBinaryWeight, pack_bits, unpack_bits
 
 _SMALLEST_TILE = 64
-_MOST_PERMUTED = 4
+_MOST_PERMUTED = 3
 _MOST_PARTS = 8
 
 

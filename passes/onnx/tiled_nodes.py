@@ -116,7 +116,10 @@ def make_tiled_node(
         "activation_max": operators.INFINITY,
         **operators.attribute_values(attributes),
     }
-    return ir.node(operator, inputs, values, domain=operators.DOMAIN, name=source.name, version=1)
+    node = ir.node(operator, inputs, values, domain=operators.DOMAIN, name=source.name, version=1)
+    node.doc_string = source.doc_string
+    node.metadata_props.update(source.metadata_props)
+    return node
 
 
 def replace(old: ir.Node, new: Sequence[ir.Node]) -> None:

@@ -365,11 +365,9 @@ class ShapeInference {
     ConvAttributes conv{integers("strides"), integers("dilations"), integers("pads"),
                         text("auto_pad", "NOTSET"), integer("group", 1)};
     check_conv(weight, conv);
-    const Shape spatial(shape.begin() + 2, shape.end());
-    if (shape.size() != weight.weight_shape.size() ||
-        std::any_of(spatial.begin(), spatial.end(), [](auto length) { return length < 0; })) {
-      return false;
-    }
+    if (shape.size() != weight.weight_shape.size()) return false;
+    const auto is_unknown = [](std::int64_t length) { return length < 0; };
+    if (std::any_of(shape.begin() + 2, shape.end(), is_unknown)) return false;
     const std::int64_t batch = shape[0];
     shape[0] = 1;
     shape[1] = weight.weight_shape[1] * conv.group;

@@ -16,6 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from tbn_compile import compile_model, get_library_path
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist"
 MODELS = ["mlp.onnx", "mlp_training_graph.onnx", "cnn.onnx"]
 
@@ -81,6 +83,31 @@ def test_compare_notices_another_network() -> None:
     done = run_script("evaluate.py", EXAMPLE / "mlp.onnx", "--compare", EXAMPLE / "cnn.onnx")
     assert done.returncode == 1, done.stderr
     assert re.search(r"cnn.onnx: a different class on \d+ of 10000 images", done.stdout)
+
+
+@pytest.mark.usefixtures("installed_data")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "library", [(), ("--library", get_library_path())], ids=["stock", "library"]
+)
+def test_compiled_networks_predict_the_same_classes(
+    tmp_path: Path, model: str, library: tuple[str, ...]
+) -> None:
+    compiled = tmp_path / "compiled.onnx"
+    report = compile_model(EXAMPLE / model, output=compiled)
+    assert [layer.status for layer in report.layers] == ["lowered"] * len(report.layers)
+    done = run_script("evaluate.py", EXAMPLE / model, "--compare", compiled, *library)
+    assert "compiled.onnx: the same class on all 10000 images" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("model", ["mlp.onnx", "mlp_training_graph.onnx"])
+def test_compiled_mlp_stores_its_tiles_scales_and_biases_alone(tmp_path: Path, model: str) -> None:
+    compile_model(EXAMPLE / model, output=tmp_path / "mlp.onnx")
+    arrays = [numpy_helper.to_array(t) for t in onnx.load(tmp_path / "mlp.onnx").graph.initializer]
+    assert sum(array.nbytes for array in arrays if array.dtype == np.uint8) <= 3_300
+    floats = [array for array in arrays if array.dtype != np.uint8]
+    assert sorted(array.size for array in floats) == [1, 4, 10, 128]
+    assert {array.dtype for array in floats} == {np.dtype(np.float32)}
 
 
 def test_mlp_weights_are_tiled() -> None:

@@ -10,6 +10,8 @@ import pytest
 from helpers.graphs import GraphBuilder, compile_proto
 from onnx import helper, numpy_helper
 
+from tbn_compile.loading import load_model
+
 
 def test_a_cycle(model, refuse_model):
     model.graph.node[0].input[0] = "y"
@@ -357,3 +359,28 @@ def test_many_nodes_are_refused(model, refuse_model, monkeypatch):
 
     monkeypatch.setattr(loading, "MAX_NODES", 1)
     refuse_model(model, "2 nodes once functions are inlined; at most 1")
+
+
+# --- names and domains ---------------------------------------------------------------------------
+
+
+def test_a_tensor_of_a_branch_that_hides_another_is_refused(model, refuse_model):
+    weight = model.graph.initializer[0]
+    kind = helper.make_tensor_value_info("z", 1, [None, None])
+    node = helper.make_node("Gemm", ["x", weight.name], ["z"], transB=1)
+    branch = helper.make_graph([node], "branch", [], [kind], [weight])
+    model.graph.input.append(helper.make_tensor_value_info("c", 9, []))
+    model.graph.node.append(
+        helper.make_node("If", ["c"], ["out"], then_branch=branch, else_branch=branch)
+    )
+    refuse_model(model, f"tensor '{weight.name}' in a subgraph hides another; rename it")
+
+
+def test_the_default_domain_may_be_written_out(model, tmp_path):
+    model.opset_import[0].domain = "ai.onnx"
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+    onnx.save(model, tmp_path / "written.onnx")
+    loaded = load_model(tmp_path / "written.onnx")
+    assert set(loaded.opset_imports) == {""}
+    assert {node.domain for node in loaded.graph} == {""}

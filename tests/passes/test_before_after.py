@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from helpers.graphs import GraphBuilder
 from helpers.weights import BFLOAT16, random_signs
+from onnx import helper
 
 from tbn_compile import operators
 from tbn_compile.passes import onnx as passes
@@ -255,6 +256,25 @@ def test_add_function_bodies():
     assert model.ir_version == 8
     _, modified = apply(passes.AddFunctionBodiesPass(), model)
     assert not modified
+
+
+def test_a_body_that_is_not_ours_is_replaced():
+    before = GraphBuilder()
+    tiled(before, matrix_input(before), MATRIX)
+    proto = before.model("y", ir_version=8)
+    foreign = helper.make_function(
+        "ai.tbn",
+        "TiledBinaryGemm",
+        ["X", "tile", "scale"],
+        ["Y"],
+        [helper.make_node("Identity", ["X"], ["Y"])],
+        [helper.make_opsetid("", 18)],
+        ["weight_shape", "tile_length", "scale_length"],
+    )
+    proto.functions.append(foreign)
+    model, modified = apply(passes.AddFunctionBodiesPass(), proto)
+    assert modified
+    assert [node.op_type for node in model.functions[0].node][-1] == "Reshape"
 
 
 def test_order_initializers():

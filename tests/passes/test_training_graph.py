@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 from helpers.graphs import GraphBuilder, compile_and_compare
+from onnx import numpy_helper
 
 RNG = np.random.default_rng(0)
 OUTPUTS, INPUTS, TILES = 32, 64, 4
 LENGTH = OUTPUTS * INPUTS // TILES
 SCORES = RNG.standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
 SECOND = RNG.standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
+
+
+def tensor(values, dtype):
+    return numpy_helper.from_array(np.array(values, dtype))
 
 
 class Latent(GraphBuilder):
@@ -74,6 +79,14 @@ class Latent(GraphBuilder):
             ],
         )
 
+    def expand_from_script(self, tile):
+        """As the TorchScript exporter writes it: every -1 of the shape is replaced by 1."""
+        shape = self.ints(TILES, LENGTH)
+        ones = self.node("ConstantOfShape", [self.ints(2)], value=tensor([1], np.int64))
+        kept = self.node("Equal", [shape, self.node("Mul", [ones, self.ints(-1)])])
+        row = self.node("Reshape", [tile, self.ints(1, LENGTH)])
+        return self.node("Expand", [row, self.node("Where", [kept, ones, shape])])
+
     def concat(self, tile):
         row = self.node("Reshape", [tile, self.ints(1, LENGTH)])
         return self.node("Concat", [row] * TILES, axis=0)
@@ -113,7 +126,7 @@ class Latent(GraphBuilder):
 
 
 SIGNS = ["where_greater", "where_less_or_equal", "sign", "cast_compare", "straight_through"]
-REPEATS = ["tile", "expand", "expand_by_shape", "concat"]
+REPEATS = ["tile", "expand", "expand_by_shape", "expand_from_script", "concat"]
 SCALES = {
     "per_layer_mean": "layer",
     "per_layer_sum": "layer",

@@ -64,12 +64,10 @@ def has_evidence(weight):
     """Whether the tile shows in the weight, rather than by chance.
 
     It divides the weight, or enough signs repeat. With flipped rows one row's worth of signs
-    relates nothing, and pruned rows hide signs.
+    relates nothing.
     """
     if weight.size % weight.tile_length == 0 and weight.offset == 0:
         return True
-    if not weight.scale.all():
-        return False
     unrelated = weight.shape[1] if weight.scaling == "row" else 0
     return weight.size - unrelated - weight.tile_length >= CONFIRMING
 
@@ -164,6 +162,7 @@ def _with(value, shape=(16, 24)):
 
 _REFUSED = {
     "single weight": (np.ones((1, 1), np.float32), "a single weight"),
+    "no weight": (np.ones((4, 0), np.float32), "an empty weight"),
     "dense": (
         np.random.default_rng(0).standard_normal((16, 24)).astype(np.float32),
         "magnitudes differ: 384 values in the first 384",
@@ -179,11 +178,11 @@ _REFUSED = {
     "a NaN": (_with(np.nan), "not finite"),
     "an infinity": (_with(np.inf), "not finite"),
     "all infinite": (_SIGNED * np.float32(np.inf), "not finite"),
-    "one zero": (_with(0), "no common magnitude"),
+    "one zero": (_with(0), "1 of 384 weights are zero"),
     "one other magnitude": (_with(0.25), "would need|no common magnitude"),
     "ternary": (
         np.random.default_rng(0).choice([-1, 0, 1], (16, 24)).astype(np.float32),
-        "no common magnitude|magnitudes differ",
+        "weights are zero|magnitudes differ",
     ),
     "three weights": (np.float32([[1, -1, 1]]), "would need 5 of the weight's 12 bytes"),
     "two levels": (

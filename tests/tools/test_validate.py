@@ -62,6 +62,23 @@ def test_one_flipped_bit_fails(mlp, artifact, flip_bit, bit):
     assert not any(output.passed for output in report.outputs)
 
 
+def test_one_flipped_bit_fails_in_half_precision(save_text, tmp_path, flip_bit):
+    rng = np.random.default_rng(0)
+    weight = np.resize(rng.choice([-0.5, 0.5], 256 * 784 // 4), (256, 784)).astype(np.float16)
+    model = save_text(
+        "half.onnx",
+        "g (float16[b, 784] x) => (float16[b, 256] y) { y = Gemm <transB = 1> (x, W) }",
+    )
+    proto = onnx.load(model)
+    proto.graph.node[0].name = "layer"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "W"))
+    onnx.save(proto, model)
+    compile_model(model, output=tmp_path / "half.tbn.onnx")
+    assert validate_model(model, tmp_path / "half.tbn.onnx").passed
+    flip_bit(tmp_path / "half.tbn.onnx", "layer")
+    assert not any(out.passed for out in validate_model(model, tmp_path / "half.tbn.onnx").outputs)
+
+
 @pytest.mark.parametrize(("node", "tensor"), [("fc1", "b"), ("fc2", "c")])
 def test_names_the_first_tensor_that_differs(mlp, artifact, flip_bit, node, tensor):
     flip_bit(artifact, node)
@@ -305,4 +322,4 @@ def test_half_precision_inside_widens_the_tolerance(save_mlp, tmp_path, invoke, 
     compile_model(model, output=tmp_path / "half.tbn.onnx")
     report = validate_model(model, tmp_path / "half.tbn.onnx")
     assert report.passed
-    assert {(output.dtype, output.tolerance) for output in report.outputs} == {("float32", 2e-2)}
+    assert {(output.dtype, output.tolerance) for output in report.outputs} == {("float32", 4e-3)}
