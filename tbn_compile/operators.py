@@ -235,8 +235,10 @@ def _infer_gemm(context: Any) -> None:
     dims = result.tensor_type.shape.dim
     if not dims:
         return
+    outputs, inputs = shape if transposed else reversed(shape)
+    _require_extent(dims[-1], inputs, "inputs")
     dims[-1].Clear()
-    dims[-1].dim_value = shape[0] if transposed else shape[1]
+    dims[-1].dim_value = outputs
     context.set_output_type(0, result)
 
 
@@ -253,6 +255,7 @@ def _infer_conv(context: Any) -> None:
     result = onnx.TypeProto()
     result.CopyFrom(x)
     dims = result.tensor_type.shape.dim
+    _require_extent(dims[1], shape[1] * _int(context, "group", 1), "channels")
     dims[1].Clear()
     dims[1].dim_value = shape[0]
     for axis in range(axes):
@@ -268,6 +271,13 @@ def _infer_conv(context: Any) -> None:
         padded = extent + pads[axis] + pads[axis + axes]
         dim.dim_value = max(0, (padded - reach) // strides[axis] + 1)
     context.set_output_type(0, result)
+
+
+def _require_extent(dim: onnx.TensorShapeProto.Dimension, extent: int, meaning: str) -> None:
+    if dim.HasField("dim_value") and dim.dim_value != extent:
+        raise onnx.shape_inference.InferenceError(
+            f"X has {dim.dim_value} {meaning} where weight_shape asks for {extent}"
+        )
 
 
 def _start_inference(context: Any) -> tuple[onnx.TypeProto, list[int] | None]:

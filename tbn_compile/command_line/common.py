@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -67,6 +68,8 @@ class ToolCommand(TyperCommand):
             sys.stdout.reconfigure(errors="replace")  # a terminal may lack the arrows of our tables
         # ONNX Runtime's wheels send events about models to their maker unless told otherwise.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        # Libraries log names from the model as they are; only our own cleaned lines are shown.
+        logging.getLogger().addHandler(logging.NullHandler())
         arguments = list(sys.argv[1:] if args is None else args)
         sys.exit(self._status(self.name or prog_name or "", arguments))
 

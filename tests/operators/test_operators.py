@@ -271,3 +271,33 @@ def test_the_body_is_the_same_for_every_call():
     assert (
         helper.make_opsetid("", 21) == operators.function_body(operators.CONV, 21).opset_import[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("operator", "x_shape", "weight_shape"),
+    [(operators.GEMM, ["b", 64], [32, 65]), (operators.CONV, ["b", 3, 8, 8], [4, 2, 3, 3])],
+)
+def test_shape_inference_refuses_inputs_that_do_not_fit(operator, x_shape, weight_shape):
+    operators.register_schemas()
+    node = helper.make_node(
+        operator,
+        ["X", "tile", "scale"],
+        ["Y"],
+        domain=operators.DOMAIN,
+        weight_shape=weight_shape,
+        tile_length=8,
+        scale_length=8,
+    )
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("X", x_shape), ("Y", ["y"] * len(x_shape)))
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(np.ones(1, np.uint8), "tile"),
+        onnx.numpy_helper.from_array(np.ones(1, np.float32), "scale"),
+    ]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], tensors)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(operators.DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=imports)
+    with pytest.raises(onnx.shape_inference.InferenceError, match="where weight_shape asks for"):
+        onnx.shape_inference.infer_shapes(model, strict_mode=True)
