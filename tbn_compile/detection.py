@@ -56,12 +56,7 @@ def detect_tile(
         return NotTiled(problem)
     found = [tile for layout in layouts for tile in _tiles(weight, layout)]
     if not found:
-        zeros = weight.size - int(np.count_nonzero(weight))
-        return NotTiled(
-            f"{zeros} of {weight.size} weights are zero"
-            if zeros
-            else "weights have no common magnitude per layer, row or tile"
-        )
+        return NotTiled(_explain(weight))
     best = min(found, key=lambda tile: (tile.stored_bytes, tile.tile_length))
     positive = weight > 0
     if positive.all() or not positive.any():
@@ -117,6 +112,15 @@ def _reject(weight: Floats, layouts: tuple[Layout, ...]) -> str | None:
     if not magnitudes.any():
         return "all weights are zero"
     return None
+
+
+def _explain(weight: Floats) -> str:
+    """Why a weight that was searched has no tile."""
+    nonzero = _magnitudes(weight[weight != 0])
+    zeros = weight.size - nonzero.size
+    if zeros and nonzero.min() == nonzero.max():
+        return f"{zeros} of {weight.size} weights are zero"
+    return "weights have no common magnitude per layer, row or tile"
 
 
 def _sample(weight: Floats, layout: Layout) -> npt.NDArray[Any]:
