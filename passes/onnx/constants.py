@@ -18,7 +18,6 @@ import onnx_ir as ir
 
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.loading import tensor_array
-from tbn_compile.tile import MAX_ELEMENTS
 
 MAX_FOLDED_ELEMENTS = 2**27
 """The most elements that one step of a constant expression may have."""
@@ -162,7 +161,7 @@ def _evaluate(
     fed = {v: t for v, t in leaves.items() if t.size > _SMALL}
     model = _expression_model(value, opset, nodes, small, fed, names)
     held = sum(tensor.size for tensor in leaves.values())
-    problem = _unsafe_shape(model, max(_ALWAYS_FOLDED, _MOST_REPEATS * held))
+    problem = _unsafe_shape(model, max(_ALWAYS_FOLDED, _MOST_REPEATS * held), value)
     if problem:
         return NotConstant(problem)
     options = onnxruntime.SessionOptions()
@@ -227,12 +226,21 @@ def _expression_model(
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def _unsafe_shape(model: onnx.ModelProto, most: int) -> str | None:
+def _unsafe_shape(model: onnx.ModelProto, honest: int, value: ir.Value) -> str | None:
     """Infer every step's shape; complain of one that is unknown or too large to compute.
 
     Node by node: the inference of whole graphs sizes buffers by what the graph claims.
+
+    Args:
+        model: the expression.
+        honest: the most elements that its constants can mean to make.
+        value: what the expression computes.
+
+    Raises:
+        ModelError: if a step is larger than that, a small file that claims a huge tensor, or if
+            its shape contradicts itself.
     """
-    most, total = min(most, MAX_FOLDED_ELEMENTS), 0
+    most, total = min(honest, MAX_FOLDED_ELEMENTS), 0
     kinds = {value.name: value.type for value in model.graph.input}
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, tensor in known.items():
@@ -240,6 +248,11 @@ def _unsafe_shape(model: onnx.ModelProto, most: int) -> str | None:
     for node in model.graph.node:
         try:
             outputs = _infer(node, model, kinds, known)
+        except onnx.shape_inference.InferenceError as error:
+            text = clean(" ".join(str(error).split()), 200)
+            raise ModelError(
+                f"tensor {clean(value.name, 80)!r} has no valid shape: {text}"
+            ) from error
         except Exception as error:  # noqa: BLE001  # several C++ errors, no common base
             return f"has no valid shape: {str(error).strip().splitlines()[0]}"
         for name in filter(None, node.output):
@@ -248,8 +261,11 @@ def _unsafe_shape(model: onnx.ModelProto, most: int) -> str | None:
             if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
                 return f"is computed by {node.op_type} with a shape that is not known in advance"
             size = prod(dim.dim_value for dim in dims)
-            if size > MAX_ELEMENTS:
-                raise ModelError(f"a {node.op_type} of constants claims {size} elements")
+            if size > honest:
+                raise ModelError(
+                    f"tensor {clean(value.name, 80)!r}: {node.op_type} repeats its constants to "
+                    f"{size} elements, more than {honest}; store the tensor"
+                )
             total += size
             if size > most or total > _MOST_STEPS * most:
                 return f"is computed by {node.op_type} with over {most} elements, too many to fold"
