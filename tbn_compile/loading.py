@@ -264,7 +264,10 @@ def _drop_listed_initializers(proto: onnx.ModelProto) -> None:
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every large tensor replaced by a claim that the checker does not follow."""
     light = onnx.ModelProto()
-    light.CopyFrom(proto) if proto.ByteSize() < 2**24 else _copy_lightly(proto, light)
+    if proto.ByteSize() < 2**24:
+        light.CopyFrom(proto)
+    else:
+        _copy_lightly(proto, light)
     for tensor in (*_tensors(light.graph), *_function_tensors(light)):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _hollow(tensor)
@@ -283,7 +286,6 @@ def _copy_lightly(proto: onnx.ModelProto, light: onnx.ModelProto) -> None:
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     graph.initializer.extend(kept + hollow)
-    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
 
 
 def _hollow(tensor: onnx.TensorProto) -> None:

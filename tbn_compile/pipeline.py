@@ -190,6 +190,3 @@ def _pin_shape(value: ir.Value, input_dims: Mapping[str, int]) -> None:
             for dim in value.shape
         ]
     )
-
-
-__all__ = ["ModelError", "Pipeline", "ProgressCallback", "lower", "normalise", "optimise"]
