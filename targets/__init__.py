@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
@@ -13,22 +15,58 @@ from tbn_compile.errors import UsageError, clean
 GROUP = "tbn_compile.targets"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a target is to package.
+
+    Attributes:
+        graph: the lowered graph.
+        source: the original model's file, checked.
+        output: where the artifact goes.
+        input_dims: extents that were given for symbolic dimensions.
+        optimize: what kernels spend, RAM or time, or None for the target's default.
+        board: name or file of a board that the artifact must fit, or None.
+    """
+
+    graph: ir.Model
+    source: Path
+    output: Path
+    input_dims: Mapping[str, int] = field(default_factory=dict)
+    optimize: str | None = None
+    board: str | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a target wrote.
+
+    Attributes:
+        files: the artifact, and others beside it if one does not hold everything.
+        details: what the target tells about it, JSON-ready.
+        lines: the same for a terminal, printable.
+    """
+
+    files: tuple[Path, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
 class Target(Protocol):
-    """What a lowered graph can be packaged for."""
+    """What a lowered graph can be packaged for. Entry points name a callable `(name) -> Target`."""
 
     description: str
     """One line for lists of targets."""
     suffix: str
     """Ending of the artifact's default name, such as `.tbn.onnx`."""
+    options: frozenset[str]
+    """The optional fields of `Request` that it understands; others are refused before the work."""
 
-    def package(self, model: ir.Model, output: Path) -> tuple[Path, ...]:
+    def package(self, request: Request) -> Package:
         """Write the artifact; either whole, or not at all.
-
-        Returns:
-            The files written: `output`, and others beside it if one does not hold everything.
 
         Raises:
             ModelError: if the model cannot be packaged or the artifact cannot be written.
+            UsageError: if an option has no valid meaning.
         """
         ...
 
@@ -48,7 +86,8 @@ def find_target(name: str) -> Target:
     if name not in installed:
         known = ", ".join(sorted(installed)) or "none"
         raise UsageError(f"unknown target {clean(name, 40)!r}; installed targets: {known}")
-    return installed[name].load()()
+    target: Target = installed[name].load()(name)
+    return target
 
 
 def _installed() -> dict[str, EntryPoint]:

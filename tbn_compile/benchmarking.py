@@ -108,7 +108,9 @@ def benchmark_model(
     library = get_library_path()
     with _artifact_file(Path(model), artifact, input_dims) as compiled_file:
         original, compiled = check_model(model), check_model(compiled_file)
-        feeds = random_inputs(original, seed, known_dims(original, compiled, input_dims or {}))
+        feeds = random_inputs(
+            original, seed, known_dims(original, compiled.input_shapes, input_dims or {})
+        )
         contenders = {
             "original": Session(original, threads=threads),
             "library": Session(compiled, library, threads),

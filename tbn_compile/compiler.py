@@ -10,22 +10,26 @@ from tbn_compile.errors import UsageError, clean
 from tbn_compile.loading import total_bytes
 from tbn_compile.pipeline import Pipeline, ProgressCallback
 from tbn_compile.reports import ModelReport, layer_reports
-from tbn_compile.targets import find_target
+from tbn_compile.targets import Request, find_target
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Options that every target understands.
+    """Options of a compilation.
 
     Attributes:
         input_dims: extents for symbolic dimensions of the model's inputs.
         dump_phases: folder that receives the model after each phase, or None.
         progress: called as long phases go on, or None.
+        optimize: "ram", "balanced" or "time"; microcontroller targets alone understand it.
+        board: name or TOML file of a board that the artifact must fit; likewise.
     """
 
     input_dims: Mapping[str, int] | None = None
     dump_phases: Path | None = None
     progress: ProgressCallback | None = None
+    optimize: str | None = None
+    board: str | None = None
 
 
 def compile_model(
@@ -52,6 +56,9 @@ def compile_model(
     """
     source, options = Path(model), options or CompileOptions()
     packager = find_target(target)
+    for option in ("optimize", "board"):
+        if getattr(options, option) is not None and option not in packager.options:
+            raise UsageError(f"target {target} has no option {option!r}; leave it out")
     artifact = Path(output) if output else source.with_name(source.stem + packager.suffix)
     if artifact.is_dir():
         raise UsageError(f"{clean(artifact, 200)} is a folder; choose another output file")
@@ -62,15 +69,20 @@ def compile_model(
     beside = artifact.with_name(f"{artifact.name}.data")
     if not pipeline.files.isdisjoint({artifact.resolve(), beside.resolve()}):
         raise UsageError(f"{clean(artifact, 200)} would replace the model; choose another output")
-    written = pipeline.package(lambda: packager.package(graph, artifact))
+    request = Request(
+        graph, source, artifact, options.input_dims or {}, options.optimize, options.board
+    )
+    package = pipeline.package(lambda: packager.package(request))
     return ModelReport(
         model=source.name,
         layers=layers,
         original_file_bytes=original,
         target=target,
         artifact=artifact.name,
-        artifact_bytes=total_bytes(written),
+        artifact_bytes=total_bytes(package.files),
         phases=pipeline.phases,
+        details=package.details,
+        details_lines=package.lines,
     )
 
 

@@ -14,10 +14,16 @@ def clean(text: object, longest: int = _LONGEST) -> str:
 
 
 class TbnError(Exception):
-    """Base of all errors that bad input or bad usage can cause. Its text is one printable line."""
+    """Base of all errors that bad input or bad usage can cause. Its text is one printable line.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(clean(message))
+    Args:
+        message: the text; what is beyond `longest` characters is cut.
+        longest: more than usual where a text has to list every problem.
+    """
+
+    def __init__(self, message: str, longest: int = _LONGEST) -> None:
+        self.longest = longest
+        super().__init__(clean(message, longest))
 
 
 class TileError(TbnError, ValueError):

@@ -16,6 +16,7 @@ from tbn_compile.files import staging_folder
 from tbn_compile.loading import load_model, model_files
 from tbn_compile.operators import DOMAIN
 from tbn_compile.passes import onnx as passes
+from tbn_compile.targets import Package
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with a phase's name, the steps done and the steps in all."""
@@ -70,8 +71,8 @@ class Pipeline:
         self._save("optimise", model)
         return model
 
-    def package(self, write: Callable[[], tuple[Path, ...]]) -> tuple[Path, ...]:
-        """Run a target's writer as the last phase; gives the files that it wrote.
+    def package(self, write: Callable[[], Package]) -> Package:
+        """Run a target's writer as the last phase.
 
         Raises:
             ModelError: if the model cannot be packaged; the text names the model.
@@ -84,7 +85,8 @@ class Pipeline:
         try:
             yield
         except ModelError as error:
-            raise ModelError(f"{clean(self.source.name, 80)}: {error}") from error
+            name = clean(self.source.name, 80)
+            raise ModelError(f"{name}: {error}", error.longest + len(name) + 2) from error
 
     def _lower(self, model: ir.Model) -> ir.Model:
         layers = [n for n in model.graph.all_nodes() if n.op_type in _WEIGHTED and n.domain == ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -67,6 +67,8 @@ class ModelReport:
         original_file_bytes: the file and its external data.
         artifact_bytes: likewise for the artifact, or None.
         phases: seconds of each phase, in order.
+        details: what the target tells about the artifact, JSON-ready.
+        details_lines: the same for a terminal.
     """
 
     model: str
@@ -76,6 +78,8 @@ class ModelReport:
     artifact: str | None = None
     artifact_bytes: int | None = None
     phases: dict[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    details_lines: tuple[str, ...] = ()
 
     @property
     def lowered(self) -> tuple[LayerReport, ...]:
@@ -92,9 +96,11 @@ class ModelReport:
             key: sum(getattr(layer, key) for layer in self.layers)
             for key in ("original_bytes", "stored_bytes", "dense_multiply_adds", "multiply_adds")
         }
+        fields = dataclasses.asdict(self)
+        del fields["details_lines"]
         return {
             "schema_version": SCHEMA_VERSION,
-            **dataclasses.asdict(self),
+            **fields,
             "layers": layers,
             "totals": totals,
         }

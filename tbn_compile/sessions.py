@@ -57,6 +57,13 @@ class CheckedModel:
         return [value.name or "" for value in self.inputs]
 
     @property
+    def input_shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Shapes of `inputs` by name, as far as their rank is known."""
+        return {
+            value.name or "": tuple(value.shape) for value in self.inputs if value.shape is not None
+        }
+
+    @property
     def output_names(self) -> list[str]:
         """Names of the outputs, in order."""
         return [value.name or "" for value in self.graph.graph.outputs]
@@ -175,16 +182,23 @@ def read_inputs(model: CheckedModel, path: str | Path) -> Arrays:
 
 
 def known_dims(
-    model: CheckedModel, artifact: CheckedModel, input_dims: Mapping[str, int]
+    model: CheckedModel,
+    artifact_shapes: Mapping[str, Sequence[Any]],
+    input_dims: Mapping[str, int],
 ) -> dict[str, int]:
-    """Extents for the model's symbolic dimensions: as given, or as the artifact has pinned them.
+    """Extents for the model's symbolic dimensions: as given, or as an artifact has pinned them.
+
+    Args:
+        model: the original.
+        artifact_shapes: of the artifact's inputs, by name.
+        input_dims: extents that were given.
 
     Raises:
         UsageError: if a given name is no symbolic dimension of the model.
     """
     symbolic = {
         dim.value: other
-        for mine, theirs in _shapes_of_both(model, artifact)
+        for mine, theirs in _shapes_of_both(model, artifact_shapes)
         for dim, other in zip(mine, theirs, strict=True)
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None
     }
@@ -278,16 +292,19 @@ def _random_array(
     raise ModelError(f"input {value.name!r} is {kind.name}, which ONNX Runtime takes from no array")
 
 
-def _shapes_of_both(model: CheckedModel, artifact: CheckedModel) -> list[tuple[ir.Shape, ir.Shape]]:
+def _shapes_of_both(
+    model: CheckedModel, artifact_shapes: Mapping[str, Sequence[Any]]
+) -> list[tuple[ir.Shape, Sequence[Any]]]:
     """Shapes of the same input in both files; the model's own where the artifact's has no part."""
-    theirs = {value.name: value.shape for value in artifact.inputs}
-    pairs: list[tuple[ir.Shape, ir.Shape]] = []
+    pairs: list[tuple[ir.Shape, Sequence[Any]]] = []
     for value in model.inputs:
         if value.shape is None:
             continue
-        other = theirs.get(value.name)
+        other = artifact_shapes.get(value.name or "")
         same_rank = other is not None and len(other) == len(value.shape)
-        pairs.append((value.shape, other if other is not None and same_rank else value.shape))
+        pairs.append(
+            (value.shape, other if other is not None and same_rank else tuple(value.shape))
+        )
     return pairs
 
 

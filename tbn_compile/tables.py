@@ -17,12 +17,13 @@ from tbn_compile.reports import LayerReport, ModelReport
 
 if TYPE_CHECKING:
     from tbn_compile.benchmarking import BenchmarkReport
-    from tbn_compile.validation import ValidationReport
+    from tbn_compile.targets.mcu.benchmarking import BoardReport
+    from tbn_compile.validation import Comparison, ValidationReport
 
 _LONGEST_NAME = 60
 _PREFIXES = ("", "k", "M", "G", "T", "P")
-_WORDS = ("Layer", "Weight", "Outcome", "Output", "Model")
-_LIBRARY = {"stock": "without", "library": "with"}
+_WORDS = ("Layer", "Weight", "Outcome", "Output", "Runtime", "Model", "Program")
+_RUNTIMES = {"stock": "stock", "library": "with library"}
 _CONTENDERS = {
     "original": "original, dense",
     "library": "tiled, with library",
@@ -73,6 +74,7 @@ def summary_lines(report: ModelReport) -> list[str]:
             f"({_ratio(max(before, after), min(before, after))} "
             f"{'smaller' if after <= before else 'larger'})"
         )
+    lines += report.details_lines
     phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.phases.items())
     return [*lines, f"Time: {phases}"] if phases else lines
 
@@ -95,13 +97,13 @@ def layers_csv(report: ModelReport) -> str:
 def validation_table(report: ValidationReport) -> Table:
     """One row per output and runtime."""
     table = _table(
-        "Output", "Library", "Max abs", "Of largest", "Max rel", "Max ULP", "Cosine", "Limit",
+        "Output", "Runtime", "Max abs", "Of largest", "Max rel", "Max ULP", "Cosine", "Limit",
         "Verdict",
     )  # fmt: skip
     for output in report.outputs:
         table.add_row(
             _cell(output.tensor),
-            _cell(_LIBRARY[output.runtime]),
+            _cell(_runtime(output)),
             _cell(f"{output.max_absolute:.1e}"),
             _cell(f"{output.max_to_largest:.1e}"),
             _cell(f"{output.max_relative:.1e}"),
@@ -117,7 +119,7 @@ def validation_lines(report: ValidationReport) -> list[str]:
     """The verdict, and where a failed artifact first differs."""
     lines: list[str] = []
     for output in report.outputs:
-        told = f"{clean(output.tensor, _LONGEST_NAME)}, {_LIBRARY[output.runtime]} library"
+        told = f"{clean(output.tensor, _LONGEST_NAME)}, {_runtime(output)}"
         if output.mismatch is not None:
             lines.append(f"{told}: {clean(output.mismatch)}")
         if output.non_finite_mismatches:
@@ -154,6 +156,51 @@ def benchmark_lines(report: BenchmarkReport) -> list[str]:
     ]
 
 
+def operators_table(report: BoardReport) -> Table:
+    """One row per operator of the tiled program, and one for what calls them."""
+    table = _table("Layer", "Instructions", "Loads", "Stores", "Code, B", "Workspace, B")
+    tiled = report.programs[0]
+    for operator in tiled.operators:
+        figures = (
+            *dataclasses.astuple(operator.counts), operator.code_bytes, operator.workspace_bytes,
+        )  # fmt: skip
+        table.add_row(_cell(operator.layer), *(_cell(f"{figure:,}") for figure in figures))
+    executor = dataclasses.astuple(tiled.executor)
+    table.add_row(_cell("executor"), *(_cell(f"{figure:,}") for figure in executor))
+    return table
+
+
+def programs_table(report: BoardReport) -> Table:
+    """One row per program: work of an inference, flash and RAM by section."""
+    table = _table(
+        "Program", "Instructions", "Loads", "Stores", "Code, B", "Constants, B", "Data, B",
+        "Zeroed data, B", "Input and output, B", "Stack, B",
+    )  # fmt: skip
+    for program in report.programs:
+        figures = (
+            *dataclasses.astuple(program.counts), *dataclasses.astuple(program.sections),
+            program.stack_bytes,
+        )  # fmt: skip
+        table.add_row(_cell(program.name), *(_cell(f"{figure:,}") for figure in figures))
+    return table
+
+
+def board_lines(report: BoardReport) -> list[str]:
+    """Where it ran, the totals, and how many times fewer instructions the tiles need."""
+    tiled, *others = report.programs
+    lines = [
+        f"{clean(report.model, _LONGEST_NAME)} on {clean(report.board, _LONGEST_NAME)}: "
+        f"flash {tiled.sections.flash:,} B, static RAM {tiled.sections.ram:,} B"
+    ]
+    for other in others:
+        fewer = _ratio(other.counts.instructions, tiled.counts.instructions)
+        smaller = _ratio(other.sections.flash, tiled.sections.flash)
+        lines.append(f"Against {other.name}: {fewer} fewer instructions, {smaller} less flash")
+    if report.dense_problem is not None:
+        lines.append(f"No dense program: {clean(report.dense_problem)}")
+    return lines
+
+
 def quantity(amount: float, unit: str = "") -> str:
     """Three digits and a decimal prefix: 407264 B is "407 kB"."""
     power = 0
@@ -174,6 +221,10 @@ def _table(*headings: str) -> Table:
             justify="left" if heading in _WORDS else "right",
         )
     return table
+
+
+def _runtime(output: Comparison) -> str:
+    return _RUNTIMES.get(output.runtime, clean(output.runtime, _LONGEST_NAME))
 
 
 def _cell(text: str) -> Text:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,9 @@ from tbn_compile.sessions import (
 )
 
 SCHEMA_VERSION = 1
-Runtime: TypeAlias = Literal["stock", "library"]
+
+AllowedError: TypeAlias = Callable[[str], float]
+"""Gives the greatest error allowed for an element type, relative to the largest magnitude."""
 
 TOLERANCES = {"float64": 2e-5, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2}
 """Greatest error by element type, as a share of the reference's largest magnitude."""
@@ -42,7 +44,8 @@ class Comparison:
 
     Attributes:
         tensor: its name.
-        runtime: "stock" without our library, "library" with it.
+        runtime: what ran the artifact: "stock" is ONNX Runtime without our library, "library" with
+            it, "host" this machine; else a board's name.
         dtype: element type of the original's.
         tolerance: the greatest error allowed, relative to the largest magnitude.
         max_absolute: largest |difference|.
@@ -55,7 +58,7 @@ class Comparison:
     """
 
     tensor: str
-    runtime: Runtime
+    runtime: str
     dtype: str
     tolerance: float
     max_absolute: float = math.nan
@@ -80,7 +83,7 @@ class ValidationReport:
 
     Attributes:
         model, artifact: the files' names.
-        outputs: every output in both runtimes.
+        outputs: every output in every runtime.
         input_sets: how many sets of inputs were run.
         seed: of the first random set; None if the inputs came from a file.
         first_divergence: the first tensor, in the original's order, that both graphs compute under
@@ -99,7 +102,7 @@ class ValidationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every output is right in both runtimes."""
+        """Whether every output is right in every runtime."""
         return all(output.passed for output in self.outputs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,24 +150,19 @@ def validate_model(
             other inputs or outputs than the original.
         UsageError: if our library is not installed, or an option does not fit the model.
     """
-    if input_sets < 1 or (tolerance is not None and not tolerance >= 0):
-        raise UsageError("give one input set or more, and a tolerance of 0 or more")
-    runtimes: dict[Runtime, str | None] = {"stock": None, "library": get_library_path()}
+    check_options(input_sets, tolerance)
+    runtimes: dict[str, str | None] = {"stock": None, "library": get_library_path()}
     original, compiled = check_model(model), check_model(artifact)
-    _check_interface(original, compiled)
-    dims = known_dims(original, compiled, input_dims or {})
-    sets = (
-        [random_inputs(original, seed + index, dims) for index in range(input_sets)]
-        if inputs is None
-        else [read_inputs(original, inputs)]
-    )
+    check_interface(compiled.name, original, compiled.input_names, compiled.output_names)
+    dims = known_dims(original, compiled.input_shapes, input_dims or {})
+    sets = make_input_sets(original, inputs, seed, input_sets, dims)
     steps = _Steps(progress, len(sets) * (1 + len(runtimes)))
-    allowed = _Allowed(compiled, tolerance)
+    allowed = _Allowed(compiled, tolerance).of
     references = steps.run(Session(original), sets)
     outputs = [
         comparison
         for runtime, library in runtimes.items()
-        for comparison in _compare_all(
+        for comparison in compare_outputs(
             references, steps.run(Session(compiled, library), sets), runtime, allowed
         )
     ]
@@ -184,6 +182,83 @@ def validate_model(
     except ModelError as error:  # the verdict stands, whatever becomes of the search
         return dataclasses.replace(report, search_problem=str(error))
     return dataclasses.replace(report, first_divergence=found)
+
+
+def check_options(input_sets: int, tolerance: float | None) -> None:
+    """Refuse options of a validation that have no meaning.
+
+    Raises:
+        UsageError: with the mend.
+    """
+    if input_sets < 1 or (tolerance is not None and not tolerance >= 0):
+        raise UsageError("give one input set or more, and a tolerance of 0 or more")
+
+
+def check_interface(
+    artifact: str, original: CheckedModel, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """Refuse an artifact, told by its printable name, with other inputs or outputs than the model.
+
+    Raises:
+        ModelError: with the names.
+    """
+    for kind, mine, theirs in (
+        ("inputs", sorted(original.input_names), sorted(inputs)),
+        ("outputs", original.output_names, list(outputs)),
+    ):
+        if mine != theirs:
+            raise ModelError(
+                f"{artifact} was not compiled from {original.name}: its {kind} are "
+                f"{clean(', '.join(theirs), 80)}, not {clean(', '.join(mine), 80)}"
+            )
+
+
+def make_input_sets(
+    original: CheckedModel,
+    inputs: str | Path | None,
+    seed: int,
+    input_sets: int,
+    input_dims: Mapping[str, int],
+) -> list[Arrays]:
+    """The inputs of a file, or random ones.
+
+    Args:
+        original: the model that they are for.
+        inputs: an `.npz` file, or None.
+        seed: of the first random set; the next ones count up.
+        input_sets: how many random sets.
+        input_dims: extents of symbolic dimensions.
+
+    Raises:
+        ModelError: if no inputs can be made up.
+        UsageError: if the file does not fit the model.
+    """
+    if inputs is not None:
+        return [read_inputs(original, inputs)]
+    return [random_inputs(original, seed + index, input_dims) for index in range(input_sets)]
+
+
+def compare_outputs(
+    references: Sequence[Arrays], results: Sequence[Arrays], runtime: str, allowed: AllowedError
+) -> list[Comparison]:
+    """Compare every output over all input sets.
+
+    Args:
+        references: what the original gives for each set.
+        results: what the artifact gives.
+        runtime: what ran the artifact.
+        allowed: the tolerance.
+    """
+    return [
+        _compare(
+            name,
+            runtime,
+            allowed,
+            [arrays[name] for arrays in references],
+            [arrays[name] for arrays in results],
+        )
+        for name in references[0]
+    ]
 
 
 @dataclass
@@ -219,42 +294,17 @@ class _Allowed:
         return max(TOLERANCES[dtype], self._least) if dtype in TOLERANCES else 0.0
 
 
-def _check_interface(original: CheckedModel, compiled: CheckedModel) -> None:
-    for kind, mine, theirs in (
-        ("inputs", sorted(original.input_names), sorted(compiled.input_names)),
-        ("outputs", original.output_names, compiled.output_names),
-    ):
-        if mine != theirs:
-            raise ModelError(
-                f"{compiled.name} was not compiled from {original.name}: its {kind} are "
-                f"{clean(', '.join(theirs), 80)}, not {clean(', '.join(mine), 80)}"
-            )
-
-
-def _compare_all(
-    references: Sequence[Arrays], results: Sequence[Arrays], runtime: Runtime, allowed: _Allowed
-) -> Iterator[Comparison]:
-    for name in references[0]:
-        yield _compare(
-            name,
-            runtime,
-            allowed,
-            [arrays[name] for arrays in references],
-            [arrays[name] for arrays in results],
-        )
-
-
 def _compare(
     name: str,
-    runtime: Runtime,
-    allowed: _Allowed,
+    runtime: str,
+    allowed: AllowedError,
     references: Sequence[Any],
     results: Sequence[Any],
 ) -> Comparison:
     if not all(isinstance(array, np.ndarray) for array in (*references, *results)):
         raise ModelError(f"output {name!r} is no tensor; only tensors can be compared")
     dtype = str(references[0].dtype)
-    comparison = Comparison(name, runtime, dtype, allowed.of(dtype))
+    comparison = Comparison(name, runtime, dtype, allowed(dtype))
     for reference, result in zip(references, results, strict=True):
         if (reference.shape, reference.dtype) != (result.shape, result.dtype):
             told = f"{result.dtype}{list(result.shape)}, not {dtype}{list(reference.shape)}"
@@ -333,7 +383,7 @@ def _first_divergence(
     compiled: CheckedModel,
     library: str | None,
     sets: Sequence[Arrays],
-    allowed: _Allowed,
+    allowed: AllowedError,
 ) -> str | None:
     """Run both with every tensor they have in common as an output, and compare in graph order."""
     theirs = set(_computed(compiled))

@@ -10,17 +10,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import tvm  # noqa: F401  # it calls `register`, which must find no module half imported
+
 from tbn_compile.passes.relax.plug_in import register
 
 if TYPE_CHECKING:
     from tbn_compile.passes.relax.fold_batch_norm import FoldBatchNorm
     from tbn_compile.passes.relax.fuse_activation import FuseActivation
     from tbn_compile.passes.relax.fuse_affine import FuseAffine
+    from tbn_compile.passes.relax.fuse_quantization import FuseQuantization
     from tbn_compile.passes.relax.fuse_residual import FuseResidual
     from tbn_compile.passes.relax.lower_tiled_calls import LowerTiledCalls
+    from tbn_compile.passes.relax.move_dequantize import MoveDequantize
     from tbn_compile.passes.relax.tiled_layer import (
         CONV,
         GEMM,
+        Quantization,
         Step,
         TiledLayer,
         is_tiled,
@@ -35,8 +40,11 @@ _HOME = {
     "FoldBatchNorm": "fold_batch_norm",
     "FuseActivation": "fuse_activation",
     "FuseAffine": "fuse_affine",
+    "FuseQuantization": "fuse_quantization",
     "FuseResidual": "fuse_residual",
     "LowerTiledCalls": "lower_tiled_calls",
+    "MoveDequantize": "move_dequantize",
+    "Quantization": "tiled_layer",
     "Step": "tiled_layer",
     "TiledLayer": "tiled_layer",
     "is_tiled": "tiled_layer",
@@ -51,8 +59,11 @@ __all__ = [
     "FoldBatchNorm",
     "FuseActivation",
     "FuseAffine",
+    "FuseQuantization",
     "FuseResidual",
     "LowerTiledCalls",
+    "MoveDequantize",
+    "Quantization",
     "Step",
     "TiledLayer",
     "is_tiled",

@@ -30,8 +30,25 @@ def fuse_followers(function: Any, rule: Rule) -> Any:
 
 
 def operator_name(call: Any) -> str:
-    """The name of a call's operator; empty if it calls something else."""
-    return str(call.op.name) if isinstance(call.op, tvm.ir.Op) else ""
+    """The name of a call's operator; empty if it calls something else or is no call."""
+    is_call = isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.Op)
+    return str(call.op.name) if is_call else ""
+
+
+def bound_value(mutator: Any, expression: Any) -> Any:
+    """What a variable is bound to, so far; None if to nothing. Other expressions stay."""
+    is_variable = isinstance(expression, relax.Var)
+    return mutator.lookup_binding(expression) if is_variable else expression
+
+
+def with_constants(mutator: Any, call: Any) -> Any:
+    """The call with constants in the place of variables bound to them."""
+    values = [bound_value(mutator, argument) for argument in call.args]
+    arguments = [
+        argument if constant_of(value) is None else value
+        for argument, value in zip(call.args, values, strict=True)
+    ]
+    return relax.Call(call.op, arguments, call.attrs)
 
 
 @relax.expr_functor.mutator
@@ -50,7 +67,7 @@ class _Fuser(relax.PyExprMutator):
     def visit_tuple_getitem_(self, item: Any) -> Any:
         sole = self._uses.get(item.tuple_value) == 1
         item = self.visit_expr_post_order(item)
-        call = self._value(item.tuple_value)
+        call = bound_value(self, item.tuple_value)
         if item.index != 0 or not sole or not isinstance(call, relax.Call):
             return item
         fused = self._fused(call, [self._uses.get(argument) == 1 for argument in call.args])
@@ -58,26 +75,17 @@ class _Fuser(relax.PyExprMutator):
 
     def _fused(self, call: Any, sole: list[bool]) -> Any:
         for position, argument in enumerate(call.args):
-            source = self._value(argument)
-            if sole[position] and is_tiled(source):
-                layer = read_layer(self._with_constants(source))
-                fused = self._rule(self._with_constants(call), position, layer)
-                if fused is not None:
-                    return self.builder_.normalize(fused.call())
+            source = bound_value(self, argument)
+            if not sole[position] or not is_tiled(source):
+                continue
+            layer = read_layer(with_constants(self, source))
+            # Nothing follows the rounding to integers inside a layer.
+            if layer.output_quantization:
+                continue
+            fused = self._rule(with_constants(self, call), position, layer)
+            if fused is not None:
+                return self.builder_.normalize(fused.call())
         return None
-
-    def _with_constants(self, call: Any) -> Any:
-        """The call with constants in the place of variables bound to them."""
-        values = [self._value(argument) for argument in call.args]
-        arguments = [
-            argument if constant_of(value) is None else value
-            for argument, value in zip(call.args, values, strict=True)
-        ]
-        return relax.Call(call.op, arguments, call.attrs)
-
-    def _value(self, expression: Any) -> Any:
-        is_variable = isinstance(expression, relax.Var)
-        return self.lookup_binding(expression) if is_variable else expression
 
 
 def _count_uses(function: Any) -> Counter[Any]:

@@ -7,6 +7,9 @@ Stages, each a named block that a schedule can find:
 * "product": float32, the distinct rows only, bits unpacked where they are used;
 * "epilogue": the scaled copies of those rows with bias, residual and activation, in T.
 
+Of an integer activation, "folded" and "product" are exact int32 sums of integer - zero point. The
+epilogue is float32 there too; its result is rounded half to even where integers are asked for.
+
 The dense weight is never stored, nor is an im2col matrix.
 """
 
@@ -20,7 +23,7 @@ from typing import Any, TypeAlias
 
 from tvm import te, tirx
 
-from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window
+from tbn_compile.passes.relax.tiled_layer import Quantization, TiledLayer, Window
 
 _BYTE_ONE = tirx.const(1, "uint8")
 Index: TypeAlias = Any
@@ -50,13 +53,18 @@ class Signs:
         return tirx.Select(bit == _BYTE_ONE, value, -value)
 
     def scale_at(self, row: Index, column: Index) -> Any:
-        """The weight's scale, float32."""
+        """What one unit of a sum is worth, float32: the weight's scale, times that of integers."""
+        quantization = self.layer.input_quantization
+        scale = self.scale[self._scale_index(row, column)].astype("float32")
+        return scale * _float(quantization.scale) if quantization else scale
+
+    def _scale_index(self, row: Index, column: Index) -> Index:
         weight = self.layer.weight
         count = int(self.scale.shape[0])
         if count == 1:
-            return self.scale[0].astype("float32")
+            return 0
         run = _shifted_division(self._flat(row, column), weight.scale_offset, weight.scale_length)
-        return self.scale[tirx.floormod(run, count)].astype("float32")
+        return tirx.floormod(run, count)
 
     def _flat(self, row: Index, column: Index) -> Index:
         weight = self.layer.weight
@@ -106,15 +114,16 @@ def apply_epilogue(
             value = _clip(value, *step.bounds)
         else:
             value = _ACTIVATIONS[step.kind](value)
-    return value.astype(layer.element_type)
+    output = layer.output_quantization
+    return value.astype(layer.element_type) if output is None else _quantize(value, output)
 
 
 def _gemm(layer: TiledLayer, signs: Signs, x: Any, operands: Sequence[Any]) -> Any:
     leading, rank = list(x.shape[:-1]), len(x.shape)
-    inputs = _folded(layer, signs, x)
+    read = _folded(layer, signs, x)
 
     def load(place: Sequence[Index], _row: Index, taps: Sequence[Index]) -> Any:
-        return inputs[(*place, *taps)].astype("float32")
+        return read(*place, *taps)
 
     sums = _Product(layer, signs, load, (layer.plan.distinct_columns,))
     product = te.compute(
@@ -133,7 +142,7 @@ def _gemm(layer: TiledLayer, signs: Signs, x: Any, operands: Sequence[Any]) -> A
 
 def _conv(layer: TiledLayer, window: Window, signs: Signs, x: Any, operands: Sequence[Any]) -> Any:
     _, channels, *kernel = layer.weight.shape
-    inputs, results = _padded(window, kernel, x)
+    inputs, results = _padded(layer, window, x)
 
     def load(place: Sequence[Index], row: Index, taps: Sequence[Index]) -> Any:
         batch, *outputs = place
@@ -144,7 +153,7 @@ def _conv(layer: TiledLayer, window: Window, signs: Signs, x: Any, operands: Seq
                 outputs, window.strides, taps[1:], window.dilations, strict=True
             )
         ]
-        return inputs[(batch, group * channels + taps[0], *where)].astype("float32")
+        return read_number(layer, inputs[(batch, group * channels + taps[0], *where)])
 
     sums = _Product(layer, signs, load, (channels, *kernel))
     last = 2 + len(kernel)
@@ -174,7 +183,7 @@ class _Product:
     Attributes:
         layer: the call.
         signs: its signs and scales.
-        load: the input for (place, row, taps), float32; taps is the column along `extents`.
+        load: the input for (place, row, taps), see `read_number`; taps is the column along `extents`.
         extents: the shape of the distinct columns: [K], or [channels / groups, k1..kn].
     """
 
@@ -197,7 +206,7 @@ class _Product:
         taps = [te.reduce_axis((0, _extent(extent)), name="k") for extent in self.extents]
         column = _ravel(taps, self.extents)
         value = self.signs.apply(row, column, self.load(place, row, taps))
-        if not (_scale_follows_rows(self.layer) or _scale_follows_columns(self.layer)):
+        if not (self.layer.scale_follows_rows or _scale_follows_columns(self.layer)):
             value = value * self.signs.scale_at(row, column)
         return te.sum(value, axis=taps)
 
@@ -207,12 +216,13 @@ class _Product:
         source = self._distinct_row(row)
         if plan.segments > 1:
             terms = [
-                distinct(source, segment) * self.signs.scale_at(row, self._begin(row, segment))
+                distinct(source, segment).astype("float32")
+                * self.signs.scale_at(row, self._begin(row, segment))
                 for segment in range(plan.segments)
             ]
             return reduce(lambda total, term: total + term, terms)
-        value = distinct(source)
-        return value * self.signs.scale_at(row, 0) if _scale_follows_rows(self.layer) else value
+        value = distinct(source).astype("float32")
+        return value * self.signs.scale_at(row, 0) if self.layer.scale_follows_rows else value
 
     def _segment_sum(self, place: Sequence[Index], row: Index, segment: Index) -> Any:
         run, columns = self._run, self.layer.plan.columns
@@ -221,7 +231,7 @@ class _Product:
         inside = tirx.all(column >= 0, column < columns)
         taps = _unravel(column, self.extents)
         value = self.signs.apply(row, column, self.load(place, row, taps))
-        return te.sum(tirx.if_then_else(inside, value, tirx.const(0, "float32")), axis=[axis])
+        return te.sum(tirx.if_then_else(inside, value, _zero(self.layer)), axis=[axis])
 
     def _begin(self, row: Index, segment: int) -> Index:
         """A column of the segment; the last one of the row if the row does not reach it."""
@@ -255,27 +265,33 @@ class _Product:
         return group * plan.distinct_rows + within
 
 
-def _folded(layer: TiledLayer, signs: Signs, x: Any) -> Any:
-    """float32[..., distinct columns]: inputs with the same signs added up, scaled if per column."""
+def _folded(layer: TiledLayer, signs: Signs, x: Any) -> Callable[..., Any]:
+    """What reads [..., distinct columns]: inputs of the same signs, added up, scaled if per column.
+
+    The values are of `read_number`'s type.
+    """
     plan, by_column = layer.plan, _scale_follows_columns(layer)
     if plan.distinct_columns == plan.columns and not by_column:
-        return x
+        return lambda *place: read_number(layer, x[place])
 
     def fold(*place: Index) -> Any:
         axis = te.reduce_axis((0, _extent(-(-plan.columns // plan.distinct_columns))), name="fold")
         column = axis * plan.distinct_columns + place[-1]
-        value = x[(*place[:-1], column)].astype("float32")
+        value = read_number(layer, x[(*place[:-1], column)])
         if by_column:
             value = value * signs.scale_at(0, column)
-        zero = tirx.const(0, "float32")
-        return te.sum(tirx.if_then_else(column < plan.columns, value, zero), axis=[axis])
+        inside = column < plan.columns
+        return te.sum(tirx.if_then_else(inside, value, _zero(layer)), axis=[axis])
 
     shape = [*x.shape[:-1], _extent(plan.distinct_columns)]
-    return te.compute(shape, fold, name="folded")
+    folded = te.compute(shape, fold, name="folded")
+    return lambda *place: folded[place]
 
 
-def _padded(window: Window, kernel: Sequence[int], x: Any) -> tuple[Any, list[Any]]:
+def _padded(layer: TiledLayer, window: Window, x: Any) -> tuple[Any, list[Any]]:
     """The activation with zeros around it, and the spatial extents of the result."""
+    kernel, quantization = layer.weight.shape[2:], layer.input_quantization
+    zero = tirx.const(quantization.zero_point if quantization else 0, x.dtype)
     places = window.place(list(x.shape[2:]), kernel)
     results = [result for _, result in places]
     if window.auto_pad in ("NOTSET", "VALID") and not any(window.pads):
@@ -292,21 +308,35 @@ def _padded(window: Window, kernel: Sequence[int], x: Any) -> tuple[Any, list[An
             for at, extent in zip(source, x.shape[2:], strict=True)
             for condition in (at >= 0, at < extent)
         ]
-        value = x[(batch, channel, *source)]
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, x.dtype))
+        return tirx.if_then_else(tirx.all(*inside), x[(batch, channel, *source)], zero)
 
     return te.compute([*x.shape[:2], *extents], pad, name="padded"), results
 
 
-def _scale_follows_rows(layer: TiledLayer) -> bool:
-    weight = layer.weight
-    return weight.scale.size == 1 or weight._scale_follows_rows()
+def read_number(layer: TiledLayer, value: Any) -> Any:
+    """An element of the activation as float32, or int32 with the zero point taken off."""
+    quantization = layer.input_quantization
+    if quantization is None:
+        return value.astype("float32")
+    return value.astype("int32") - quantization.zero_point
+
+
+def _zero(layer: TiledLayer) -> Any:
+    """Nothing, of `read_number`'s type."""
+    return tirx.const(0, "int32" if layer.input_quantization else "float32")
+
+
+def _quantize(value: Any, quantization: Quantization) -> Any:
+    """The nearest integer, the even one of two, within the type's limits."""
+    low, high = map(_float, quantization.limits)
+    steps = tirx.nearbyint(value / _float(quantization.scale)) + _float(quantization.zero_point)
+    return tirx.max(tirx.min(steps, high), low).astype(quantization.dtype)
 
 
 def _scale_follows_columns(layer: TiledLayer) -> bool:
     """Whether the scale can be applied to the inputs, which only a [K, N] weight offers."""
     weight = layer.weight
-    if weight.layout == "NK" or _scale_follows_rows(layer):
+    if weight.layout == "NK" or layer.scale_follows_rows:
         return False
     return weight.scale_length % weight.outputs == 0 and weight.scale_offset % weight.outputs == 0
 

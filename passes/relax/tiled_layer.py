@@ -6,7 +6,9 @@ A call's arguments are `(x, tile, scale, *operands)`; its attributes (a `DictAtt
 * the reuse plan: `distinct_rows`, `distinct_columns`, `segments`;
 * the epilogue: `epilogue`, the names of its steps in order, and `bounds`, two numbers for each
   "clip" among them. "bias" and "residual" take one operand each, in order;
-* of a convolution: `strides`, `dilations`, `pads`, `auto_pad`, `groups`, as in ONNX Conv.
+* of a convolution: `strides`, `dilations`, `pads`, `auto_pad`, `groups`, as in ONNX Conv;
+* of integer activations: `input_scale`, `input_zero_point`, and where the result is integer too
+  `output_scale`, `output_zero_point`, `output_dtype`.
 
 Both are ordinary operators: pure, with a type and a legalisation, matched by `is_op(GEMM)`.
 """
@@ -14,7 +16,7 @@ Both are ordinary operators: pure, with a type and a legalisation, matched by `i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, prod
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -31,6 +33,8 @@ StepKind: TypeAlias = Literal["bias", "residual", "clip", "gelu", "gelu_tanh"]
 AutoPad: TypeAlias = Literal["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]
 _LARGEST = 2**40
 _ELEMENT_TYPES = ("float32", "float16", "bfloat16")
+_INTEGER_TYPES = ("int8", "uint8")
+_LARGEST_SUM = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,46 @@ class Step:
     kind: StepKind
     operand: Any = None
     bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the integers of a tensor stand for numbers: number = scale · (integer - zero_point).
+
+    Attributes:
+        scale: of the whole tensor, a positive float32.
+        zero_point: in the range of the type.
+        dtype: "int8" or "uint8".
+    """
+
+    scale: float
+    zero_point: int
+    dtype: str
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest integer of the type."""
+        limits = np.iinfo(self.dtype)
+        return int(limits.min), int(limits.max)
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of integer - zero_point."""
+        return max(abs(limit - self.zero_point) for limit in self.limits)
+
+    def check(self) -> None:
+        """Refuse what cannot be computed with.
+
+        Raises:
+            ModelError: if a field is out of its range.
+        """
+        if self.dtype not in _INTEGER_TYPES:
+            raise ModelError(f"integers are {self.dtype}; use one of {_INTEGER_TYPES}")
+        low, high = self.limits
+        if not low <= self.zero_point <= high:
+            raise ModelError(f"zero point {self.zero_point} must be {low} to {high}")
+        if not np.finfo(np.float32).tiny <= np.float32(self.scale) < np.inf:
+            raise ModelError(f"quantization scale {self.scale} must be a positive float32")
 
 
 @dataclass(frozen=True)
@@ -112,7 +156,8 @@ class TiledLayer:
     """A call of a tiled operator, taken apart.
 
     Attributes:
-        x: activation T[..., K], or T[batch, channels, d1..dn] of a convolution.
+        x: activation T[..., K], or T[batch, channels, d1..dn] of a convolution; of integers where
+            `input_quantization` says so.
         tile: uint8[ceil(tile_length / 8)].
         scale: T[C].
         weight: what tile and scale mean; its bits are zeros, and so are its scales unless `scale`
@@ -120,6 +165,9 @@ class TiledLayer:
         plan: which rows and columns are computed once.
         window: of a convolution; None for a Gemm.
         epilogue: the steps after the scale.
+        input_quantization: what the integers of x stand for, or None.
+        output_quantization: what the integers of the result stand for, or None; only with integer
+            activations. The result is rounded to them, half to even, after the epilogue.
     """
 
     x: Any
@@ -129,11 +177,29 @@ class TiledLayer:
     plan: ReusePlan
     window: Window | None
     epilogue: tuple[Step, ...]
+    input_quantization: Quantization | None = None
+    output_quantization: Quantization | None = None
 
     @property
     def element_type(self) -> str:
-        """T of the activation, the scale, the bias and the result."""
-        return element_type(self.x)
+        """T of the scale, the bias, and of activation and result where they are not quantized."""
+        return element_type(self.scale)
+
+    @property
+    def scale_follows_rows(self) -> bool:
+        """Whether one scale serves all weights behind an output."""
+        return self.weight.scale.size == 1 or self.weight._scale_follows_rows()
+
+    @property
+    def not_integer(self) -> str | None:
+        """Why the sums cannot be formed from integers, or None: they can."""
+        if self.element_type != "float32":
+            return f"its scales are {self.element_type}, not float32"
+        if not self.scale_follows_rows and self.plan.segments == 1:
+            return "its scale changes inside rows"
+        if self.weight.inputs * (2**8 - 1) > _LARGEST_SUM:
+            return f"the sum of {self.weight.inputs} integers may exceed 32 bits"
+        return None
 
     @property
     def channel_axis(self) -> int:
@@ -163,6 +229,17 @@ class TiledLayer:
                 "auto_pad": self.window.auto_pad,
                 "groups": self.window.groups,
             }
+        if self.input_quantization:
+            attributes |= {
+                "input_scale": self.input_quantization.scale,
+                "input_zero_point": self.input_quantization.zero_point,
+            }
+        if self.output_quantization:
+            attributes |= {
+                "output_scale": self.output_quantization.scale,
+                "output_zero_point": self.output_quantization.zero_point,
+                "output_dtype": self.output_quantization.dtype,
+            }
         operands = [step.operand for step in self.epilogue if step.operand is not None]
         return relax.Call(
             tvm.ir.Op.get(CONV if self.window else GEMM),
@@ -175,13 +252,17 @@ class TiledLayer:
         return replace_layer(self, epilogue=(*self.epilogue, step))
 
     def result_type(self) -> Any:
-        """The type of Y: T[..., N] or T[batch, N, o1..on]."""
+        """The type of Y: T[..., N] or T[batch, N, o1..on], or of integers."""
+        output = self.output_quantization
+        return relax.TensorType(self.result_shape(), output.dtype if output else self.element_type)
+
+    def result_shape(self) -> list[Any]:
+        """The extents of Y."""
         shape = list(self.x.ty.shape.values)
         if self.window is None:
-            return relax.TensorType([*shape[:-1], self.weight.outputs], self.element_type)
+            return [*shape[:-1], self.weight.outputs]
         places = self.window.place(shape[2:], self.weight.shape[2:])
-        spatial = [extent for _, extent in places]
-        return relax.TensorType([shape[0], self.weight.outputs, *spatial], self.element_type)
+        return [shape[0], self.weight.outputs, *(extent for _, extent in places)]
 
 
 def tiled_binary_gemm(
@@ -196,11 +277,13 @@ def tiled_binary_gemm(
     offset: int = 0,
     scale_offset: int = 0,
     layout: Layout = "NK",
+    input_quantization: Quantization | None = None,
+    output_quantization: Quantization | None = None,
 ) -> Any:
     """A call Y = epilogue(X · Wᵀ) with W a repeated binary tile; see `TiledBinaryWeight`.
 
     Args:
-        x: T[..., K], rank 1 or more, T float32, float16 or bfloat16.
+        x: T[..., K], rank 1 or more, T float32, float16 or bfloat16; or integers.
         tile: uint8[ceil(tile_length / 8)].
         scale: T[C].
         epilogue: what follows the product.
@@ -210,9 +293,11 @@ def tiled_binary_gemm(
         offset: in elements of the tile.
         scale_offset: in elements of the cycle of scales.
         layout: "NK" or "KN".
+        input_quantization: what the integers of x stand for, if it holds integers.
+        output_quantization: what the integers of the result shall stand for, if it shall hold any.
 
     Returns:
-        The Relax call, T[..., N].
+        The Relax call, T[..., N] or integers.
 
     Raises:
         TileError: if the arguments describe no weight.
@@ -227,7 +312,17 @@ def tiled_binary_gemm(
         "layout": layout,
     }
     weight = _describe(tile, scale, fields)
-    layer = TiledLayer(x, tile, scale, weight, weight.plan_reuse(), None, tuple(epilogue))
+    layer = TiledLayer(
+        x,
+        tile,
+        scale,
+        weight,
+        weight.plan_reuse(),
+        None,
+        tuple(epilogue),
+        input_quantization,
+        output_quantization,
+    )
     return _checked(layer).call()
 
 
@@ -247,11 +342,13 @@ def tiled_binary_conv(
     pads: Sequence[int] = (),
     auto_pad: AutoPad = "NOTSET",
     groups: int = 1,
+    input_quantization: Quantization | None = None,
+    output_quantization: Quantization | None = None,
 ) -> Any:
     """A call Y = epilogue(Conv(X, W)) with W a repeated binary tile, 1 to 3 spatial axes.
 
     Args:
-        x: T[batch, channels, d1..dn], T float32, float16 or bfloat16.
+        x: T[batch, channels, d1..dn], T float32, float16 or bfloat16; or integers.
         tile: uint8[ceil(tile_length / 8)].
         scale: T[C].
         epilogue: what follows the product.
@@ -265,9 +362,11 @@ def tiled_binary_conv(
         pads: as in ONNX Conv, begins and then ends; zeros if empty.
         auto_pad: as in ONNX Conv.
         groups: as `group` in ONNX Conv.
+        input_quantization: what the integers of x stand for, if it holds integers.
+        output_quantization: what the integers of the result shall stand for, if it shall hold any.
 
     Returns:
-        The Relax call, T[batch, N, o1..on].
+        The Relax call, T[batch, N, o1..on] or integers.
 
     Raises:
         TileError: if the arguments describe no weight.
@@ -292,7 +391,18 @@ def tiled_binary_conv(
     )
     window.check(weight)
     plan = weight.plan_reuse(groups, foldable=False)
-    return _checked(TiledLayer(x, tile, scale, weight, plan, window, tuple(epilogue))).call()
+    layer = TiledLayer(
+        x,
+        tile,
+        scale,
+        weight,
+        plan,
+        window,
+        tuple(epilogue),
+        input_quantization,
+        output_quantization,
+    )
+    return _checked(layer).call()
 
 
 def is_tiled(expression: Any) -> bool:
@@ -318,7 +428,8 @@ def read_layer(call: Any) -> TiledLayer:
         groups=groups,
     )
     epilogue = _read_epilogue(attributes["epilogue"], operands, attributes["bounds"])
-    return TiledLayer(x, tile, scale, weight, plan, window, epilogue)
+    layer = TiledLayer(x, tile, scale, weight, plan, window, epilogue)
+    return _with_quantization(layer, attributes)
 
 
 def replace_layer(
@@ -328,19 +439,12 @@ def replace_layer(
     epilogue: tuple[Step, ...] | None = None,
 ) -> TiledLayer:
     """The layer with another epilogue, or with another constant scale for the same tile."""
-    scale, plan = layer.scale, layer.plan
-    if weight is not None:
-        scale = relax.const(weight.scale, layer.element_type)
-        plan = weight.plan_reuse(plan.groups, foldable=layer.window is None)
-    return TiledLayer(
-        layer.x,
-        layer.tile,
-        scale,
-        weight or layer.weight,
-        plan,
-        layer.window,
-        layer.epilogue if epilogue is None else epilogue,
-    )
+    changed = layer if epilogue is None else replace(layer, epilogue=epilogue)
+    if weight is None:
+        return changed
+    scale = relax.const(weight.scale, layer.element_type)
+    plan = weight.plan_reuse(layer.plan.groups, foldable=layer.window is None)
+    return replace(changed, weight=weight, scale=scale, plan=plan)
 
 
 def constant_of(expression: Any) -> Floats | None:
@@ -371,11 +475,8 @@ def _describe(tile: Any, scale: Any, fields: Any) -> TiledBinaryWeight:
 
 
 def _checked(layer: TiledLayer) -> TiledLayer:
-    kind, weight = layer.element_type, layer.weight
-    if kind not in _ELEMENT_TYPES or element_type(layer.scale) != kind:
-        raise ModelError(
-            f"X is {kind} and scale is {element_type(layer.scale)}; use one float type"
-        )
+    weight = layer.weight
+    _check_types(layer)
     shape = layer.x.ty.shape
     if not isinstance(shape, relax.ShapeExpr):
         raise ModelError("X has no known rank; give it a shape, which may hold symbolic dimensions")
@@ -385,19 +486,34 @@ def _checked(layer: TiledLayer) -> TiledLayer:
         raise ModelError(f"X of {len(extents)} dimensions does not fit weight shape {weight.shape}")
     if not _is_static(extents[axis]) or int(extents[axis]) != needed:
         raise ModelError(f"X has {_text(extents[axis])} inputs; the weight takes {needed}")
-    result = layer.result_type()
-    known = [int(extent) for extent in result.shape.values if _is_static(extent)]
+    result = layer.result_shape()
+    known = [int(extent) for extent in result if _is_static(extent)]
     if prod(known) > MAX_ELEMENTS:
         raise ModelError(f"the result of {known} elements exceeds {MAX_ELEMENTS}")
-    if layer.window and any(_is_static(e) and int(e) < 1 for e in result.shape.values[2:]):
+    if layer.window and any(_is_static(e) and int(e) < 1 for e in result[2:]):
         shown = ", ".join(map(_text, extents))
         raise ModelError(f"the window of weight {weight.shape} exceeds X of shape [{shown}]")
     for step in layer.epilogue:
-        _check_step(step, weight, result)
+        _check_step(step, layer)
     return layer
 
 
-def _check_step(step: Step, weight: TiledBinaryWeight, result: Any) -> None:
+def _check_types(layer: TiledLayer) -> None:
+    given, expected = element_type(layer.x), layer.element_type
+    if layer.input_quantization:
+        layer.input_quantization.check()
+        if layer.not_integer:
+            raise ModelError(f"integers do not fit this layer: {layer.not_integer}")
+        expected = layer.input_quantization.dtype
+    if layer.element_type not in _ELEMENT_TYPES or given != expected:
+        raise ModelError(f"X is {given} and scale is {layer.element_type}; use one float type")
+    if layer.output_quantization:
+        layer.output_quantization.check()
+        if not layer.input_quantization:
+            raise ModelError("a result of integers needs an X of integers")
+
+
+def _check_step(step: Step, layer: TiledLayer) -> None:
     if step.kind not in get_args(StepKind):
         raise ModelError(f"epilogue step {step.kind!r} must be one of {get_args(StepKind)}")
     if step.kind == "clip":
@@ -405,8 +521,8 @@ def _check_step(step: Step, weight: TiledBinaryWeight, result: Any) -> None:
         if isnan(lower) or isnan(upper) or lower > upper:
             raise ModelError(f"clip bounds {step.bounds} must be ordered numbers")
     expected = {
-        "bias": relax.TensorType([weight.outputs], str(result.dtype)),
-        "residual": result,
+        "bias": relax.TensorType([layer.weight.outputs], layer.element_type),
+        "residual": relax.TensorType(layer.result_shape(), layer.element_type),
     }.get(step.kind)
     if expected is not None and step.operand.ty != expected:
         raise ModelError(f"{step.kind} is {step.operand.ty}; it must be {expected}")
@@ -420,6 +536,20 @@ def _read_window(attributes: Any) -> Window:
         auto_pad=str(attributes["auto_pad"]),  # type: ignore[arg-type]
         groups=int(attributes["groups"]),
     )
+
+
+def _with_quantization(layer: TiledLayer, attributes: Any) -> TiledLayer:
+    if "input_scale" not in attributes:
+        return layer
+    scale, zero_point = float(attributes["input_scale"]), int(attributes["input_zero_point"])
+    layer = replace(
+        layer, input_quantization=Quantization(scale, zero_point, element_type(layer.x))
+    )
+    if "output_scale" not in attributes:
+        return layer
+    scale, zero_point = float(attributes["output_scale"]), int(attributes["output_zero_point"])
+    output = Quantization(scale, zero_point, str(attributes["output_dtype"]))
+    return replace(layer, output_quantization=output)
 
 
 def _read_epilogue(

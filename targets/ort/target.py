@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.files import staging_folder
 from tbn_compile.loading import tensor_array
+from tbn_compile.targets import Package, Request
 
 MAX_EMBEDDED_BYTES = 2**30
 """The most bytes of tensors that stay inside the `.onnx` file; beyond, they go beside it."""
@@ -20,16 +21,21 @@ class OrtTarget:
 
     description = "sub-bit ONNX file for ONNX Runtime 1.17 or later"
     suffix = ".tbn.onnx"
+    options: frozenset[str] = frozenset()
 
-    def package(self, model: ir.Model, output: Path) -> tuple[Path, ...]:
+    def __init__(self, _name: str = "ort") -> None:
+        pass
+
+    def package(self, request: Request) -> Package:
         """Check the model in full and write it.
 
-        Returns:
-            `output`, and `output` with `.data` added if the tensors do not fit into one file.
+        Its files are the output, and the output with `.data` added if the tensors do not fit into
+        one file.
 
         Raises:
             ModelError: if the result is not valid ONNX or cannot be written.
         """
+        model, output = request.graph, request.output
         tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
         size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         with staging_folder(output) as staging:
@@ -41,7 +47,7 @@ class OrtTarget:
                 path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
             _check(path)
             names = sorted(part.name for part in staging.iterdir())
-        return tuple(output.with_name(name) for name in names)
+        return Package(tuple(output.with_name(name) for name in names))
 
 
 def _embed_external_tensors(model: ir.Model) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tbn_compile.command_line import common
+from tbn_compile.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -26,6 +27,7 @@ def benchmark_tool(
     stock: Annotated[
         bool, typer.Option("--stock", help="Also time the artifact without our library.")
     ] = False,
+    board: common.Board = None,
     as_json: common.Json = False,
     input_dim: common.InputDims = None,
     _verbose: common.Verbose = False,
@@ -33,9 +35,16 @@ def benchmark_tool(
 ) -> int:
     """Time an artifact with our library beside its model in ONNX Runtime.
 
+    With --board: count what an archive's program executes on the emulated board, beside the same
+    network without tiles.
+
     Exit status: 0 done, 2 bad usage or input.
     """
     input_dims = common.parse_input_dims(input_dim)
+    if board is not None:
+        if stock or (threads, runs, seconds) != (1, 200, 10.0):
+            raise UsageError("--stock, --threads, --runs and --seconds do not go with --board")
+        return _benchmark_on_board(model, artifact, board, input_dims, as_json)
 
     from tbn_compile.benchmarking import benchmark_model  # noqa: PLC0415
 
@@ -56,6 +65,23 @@ def benchmark_tool(
         from tbn_compile import tables  # noqa: PLC0415
 
         common.print_report(tables.benchmark_table(report), tables.benchmark_lines(report))
+    return common.DONE
+
+
+def _benchmark_on_board(
+    model: Path, archive: Path | None, board: str, input_dims: dict[str, int], as_json: bool
+) -> int:
+    from tbn_compile.targets.mcu.benchmarking import benchmark_on_board  # noqa: PLC0415
+
+    with common.progress_bar() as progress:
+        report = benchmark_on_board(model, archive, board, input_dims=input_dims, progress=progress)
+    if as_json:
+        common.print_json(report.to_dict())
+        return common.DONE
+    from tbn_compile import tables  # noqa: PLC0415
+
+    common.print_report(tables.operators_table(report), [])
+    common.print_report(tables.programs_table(report), tables.board_lines(report))
     return common.DONE
 
 

@@ -43,6 +43,10 @@ InputDims = Annotated[
     list[str] | None,
     typer.Option("--input-dim", metavar="NAME=VALUE", help="Extent of a symbolic dimension."),
 ]
+Board = Annotated[
+    str | None,
+    typer.Option("--board", metavar="NAME|FILE.toml", help="Board to emulate."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the trace of an error.")]
 Version = Annotated[

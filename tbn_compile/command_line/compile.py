@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,30 @@ def compile_tool(
         typer.Option("--dump-phases", metavar="DIR", help="Write the model after each phase."),
     ] = None,
     input_dim: common.InputDims = None,
+    optimize: Annotated[
+        str | None,
+        typer.Option(
+            "-O",
+            "--optimize",
+            metavar="ram|balanced|time",
+            help="What a microcontroller's kernels spend; by default balanced.",
+        ),
+    ] = None,
+    board: Annotated[
+        str | None,
+        typer.Option(
+            "--board",
+            metavar="NAME|FILE.toml",
+            help="Refuse what does not fit this board; validate and write projects for it.",
+        ),
+    ] = None,
+    emit_project: Annotated[
+        Path | None,
+        typer.Option("--emit-project", metavar="DIR", help="Also write a project that builds."),
+    ] = None,
+    template: Annotated[
+        str, typer.Option("--template", help="Of the project: qemu, cmake, arduino or zephyr.")
+    ] = "cmake",
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Print the installed targets and exit.")
     ] = False,
@@ -59,14 +84,17 @@ def compile_tool(
 
     from tbn_compile.compiler import CompileOptions, compile_model  # noqa: PLC0415
 
-    if validate:
+    if validate and target == "ort":
         _require_library()
     common.refuse_overwriting(report, model, *([output] if output else []))
     with common.progress_bar() as progress:
-        options = CompileOptions(input_dims, dump_phases, progress)
+        options = CompileOptions(input_dims, dump_phases, progress, optimize, board)
         compiled = compile_model(model, target, output, options)
         artifact = (output or model).parent / str(compiled.artifact)
-        validation = _validate(model, artifact, input_dims, progress) if validate else None
+        validate_artifact = partial(_validate, model, artifact, board, input_dims, progress)
+        validation = validate_artifact() if validate else None
+    if emit_project is not None:
+        _emit_project(artifact, emit_project, template, board)
     data = compiled.to_dict()
     if validation is not None:
         data["validation"] = validation.to_dict()
@@ -109,16 +137,29 @@ def _require_library() -> None:
 
 
 def _validate(
-    model: Path, artifact: Path, input_dims: dict[str, int], progress: ProgressCallback | None
+    model: Path,
+    artifact: Path,
+    board: str | None,
+    input_dims: dict[str, int],
+    progress: ProgressCallback | None,
 ) -> ValidationReport:
-    from tbn_compile.validation import validate_model  # noqa: PLC0415
+    from tbn_compile.command_line.validate import validator  # noqa: PLC0415
 
     try:
-        return validate_model(model, artifact, input_dims=input_dims, progress=progress)
+        return validator(artifact, board)(model, artifact, input_dims=input_dims, progress=progress)
     except TbnError as error:
         raise ModelError(
             f"{error}; {clean(artifact.name, 80)} was written but not validated"
         ) from error
+
+
+def _emit_project(artifact: Path, directory: Path, template: str, board: str | None) -> None:
+    from tbn_compile.targets.mcu.archive import read_program  # noqa: PLC0415
+    from tbn_compile.targets.mcu.boards import find_board  # noqa: PLC0415
+    from tbn_compile.targets.mcu.project import emit_project  # noqa: PLC0415
+
+    program = read_program(artifact)
+    emit_project(program, directory, template, find_board(board) if board else None)
 
 
 def _print(compiled: ModelReport, validation: ValidationReport | None) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tbn_compile.command_line import common
+
+if TYPE_CHECKING:
+    from tbn_compile.validation import ValidationReport
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -27,24 +32,27 @@ def validate_tool(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Greatest error, as a share of the largest output; by default 2e-5 for float32, "
-            "2e-2 for float16, 1e-1 for bfloat16 and 0 for integers.",
+            help="Greatest error, as a share of the largest output; by default 2e-5 for float32 "
+            "(1e-5 for an archive), 4e-3 for float16, 2e-2 for bfloat16 and 0 for integers.",
         ),
     ] = None,
+    board: common.Board = None,
     input_dim: common.InputDims = None,
     _verbose: common.Verbose = False,
     _version: common.Version = False,
 ) -> int:
-    """Compare an artifact with its model in ONNX Runtime, with and without our library.
+    """Compare an artifact with its model in ONNX Runtime.
+
+    An ONNX artifact runs in ONNX Runtime, with and without our library; an archive for
+    microcontrollers is built and runs on an emulated board, or on this machine if its code is
+    portable.
 
     Exit status: 0 passed, 1 failed, 2 bad usage or input.
     """
     input_dims = common.parse_input_dims(input_dim)
 
-    from tbn_compile.validation import validate_model  # noqa: PLC0415
-
     with common.progress_bar() as progress:
-        report = validate_model(
+        report = validator(artifact, board)(
             model,
             artifact,
             inputs=inputs,
@@ -65,3 +73,14 @@ def validate_tool(
 def main() -> None:
     """Entry point."""
     app()
+
+
+def validator(artifact: Path, board: str | None) -> Callable[..., ValidationReport]:
+    """What validates that kind of artifact."""
+    if board is None and artifact.suffix != ".tar":
+        from tbn_compile.validation import validate_model  # noqa: PLC0415
+
+        return validate_model
+    from tbn_compile.targets.mcu.validation import validate_archive  # noqa: PLC0415
+
+    return partial(validate_archive, board=board)

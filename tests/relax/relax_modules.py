@@ -19,7 +19,7 @@ def constant(*values):
     return relax.const(np.array(values, np.float32))
 
 
-def gemm(x, epilogue=(), scale=ONE_SCALE):
+def gemm(x, epilogue=(), scale=ONE_SCALE, **quantization):
     """[..., 4] to [..., 6], a tile of three rows used twice."""
     return tiled_binary_gemm(
         x,
@@ -29,10 +29,11 @@ def gemm(x, epilogue=(), scale=ONE_SCALE):
         weight_shape=(OUTPUTS, 4),
         tile_length=12,
         scale_length=24 // scale.size,
+        **quantization,
     )
 
 
-def conv(x, epilogue=(), scale=ONE_SCALE):
+def conv(x, epilogue=(), scale=ONE_SCALE, **quantization):
     """[batch, 4, height, width] to 6 channels, pointwise."""
     return tiled_binary_conv(
         x,
@@ -42,6 +43,7 @@ def conv(x, epilogue=(), scale=ONE_SCALE):
         weight_shape=(OUTPUTS, 4, 1, 1),
         tile_length=12,
         scale_length=24 // scale.size,
+        **quantization,
     )
 
 

@@ -1,0 +1,90 @@
+"""Kernels of the tiled layers for small cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of
+from tbn_compile.targets.mcu.cores import Core
+from tbn_compile.targets.mcu.kernels.arithmetic import float_arithmetic
+from tbn_compile.targets.mcu.kernels.candidates import Candidate, candidates, portable
+from tbn_compile.targets.mcu.kernels.cost_model import Costs
+from tbn_compile.targets.mcu.kernels.distinct_rows import distinct_rows
+from tbn_compile.targets.mcu.kernels.integer import integer_function
+from tbn_compile.targets.mcu.kernels.tiled_function import Arrays, TiledFunction, bytes_of
+from tbn_compile.targets.mcu.program import Optimization
+
+_WORKSPACE = {"ram": (128, 1 / 128), "balanced": (768, 1 / 16), "time": (inf, inf)}
+"""What kernels may use for speed: bytes, or more if it is a smaller share of their tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A TIR function that computes a tiled layer.
+
+    Attributes:
+        function: its parameters are the activation, `constants`, the operands of the epilogue and
+            the result.
+        constants: what stands for the tile and the scale in the call.
+        operands: Relax expressions of the steps that are left of the epilogue.
+        name: hint for the C function.
+        description: one line for reports.
+        instructions: an estimate for one call.
+    """
+
+    function: Any
+    constants: Arrays
+    operands: tuple[Any, ...]
+    name: str
+    description: str
+    instructions: int
+
+
+def tiled_kernel(layer: TiledLayer, optimization: Optimization, core: Core) -> Kernel:
+    """The kernel for a layer that needs the fewest instructions within the allowed workspace.
+
+    Args:
+        layer: the call; its tile and scale are constants.
+        optimization: what kernels spend.
+        core: what it will run on.
+    """
+    arrays = tuple(constant_of(each) for each in (layer.tile, layer.scale))
+    weight = distinct_rows(layer, arrays[0])
+    if weight is None:
+        return _built(portable(layer, arrays), layer)
+    if layer.input_quantization:
+        return choose_kernel(integer_function(layer, weight), optimization, Costs.of_integers(core))
+    function = TiledFunction(layer, weight, float_arithmetic(layer, weight))
+    return choose_kernel(function, optimization, Costs.of(core))
+
+
+def choose_kernel(function: TiledFunction, optimization: Optimization, costs: Costs) -> Kernel:
+    """The kernel that needs the fewest instructions within the allowed workspace.
+
+    Args:
+        function: the layer.
+        optimization: what kernels spend.
+        costs: of the arithmetic on the core.
+    """
+    every = list(candidates(function, costs))
+    floor, share = _WORKSPACE[optimization]
+    tensors = (function.layer.x.ty, function.layer.result_type())
+    least = min(candidate.workspace_bytes for candidate in every)
+    limit = max(least, floor, share * sum(map(bytes_of, tensors)))
+    allowed = [candidate for candidate in every if candidate.workspace_bytes <= limit]
+    return _built(min(allowed, key=lambda c: c.instructions), function.layer)
+
+
+def _built(candidate: Candidate, layer: TiledLayer) -> Kernel:
+    function, constants = candidate.build()
+    plan = layer.plan
+    operands = tuple(step.operand for step in layer.epilogue if step.operand is not None)
+    description = (
+        f"{candidate.description}; {plan.distinct_rows} of {plan.rows} rows, "
+        f"{plan.distinct_columns} of {plan.columns} columns"
+    )
+    return Kernel(
+        function, constants, operands, candidate.name, description, candidate.instructions
+    )

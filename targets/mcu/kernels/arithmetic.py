@@ -1,0 +1,64 @@
+"""What a sum becomes: element types, scales and epilogue of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tbn_compile.passes.relax.kernels import apply_epilogue
+from tbn_compile.passes.relax.tiled_layer import TiledLayer
+from tbn_compile.targets.mcu.kernels.distinct_rows import DistinctRows, RunScale
+
+Finish: TypeAlias = Callable[[Any, Any, Sequence[Any], Sequence[Any], Sequence[Any]], Any]
+"""(sum, output channel, place in the result, constants, operands) → the result's element."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arithmetic:
+    """Element types and the steps after the sums.
+
+    Attributes:
+        inputs: element type of copied inputs, less the zero point.
+        table: element type of partial sums of four inputs.
+        sums: element type of the sums.
+        zero_point: what the activation has for zero.
+        constants: arrays that `finish` reads.
+        finish: scale and epilogue.
+    """
+
+    inputs: str
+    table: str
+    sums: str
+    zero_point: int
+    constants: tuple[npt.NDArray[Any], ...]
+    finish: Finish
+
+
+def float_arithmetic(layer: TiledLayer, weight: DistinctRows) -> Arithmetic:
+    """float32 throughout: times the scale, then the epilogue's steps."""
+    scale = weight.row_scale
+
+    def finish(
+        value: Any,
+        channel: Any,
+        place: Sequence[Any],
+        constants: Sequence[Any],
+        operands: Sequence[Any],
+    ) -> Any:
+        if scale is not None:
+            value = value * scale_at(scale, constants[0], channel)
+        return apply_epilogue(layer, value, channel, place, operands)
+
+    constants = () if scale is None else (scale.values,)
+    return Arithmetic("float32", "float32", "float32", 0, constants, finish)
+
+
+def scale_at(scale: RunScale, values: Any, number: Any) -> Any:
+    """The scale of an output or input, from the buffer of its values."""
+    if len(scale.values) == 1:
+        return values[0]
+    return values[number if scale.run == 1 else number // scale.run]

@@ -1,0 +1,134 @@
+"""From Relax to calls of scheduled TIR functions, tiled layers by the kernels for small cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax, topi
+from tvm.tirx import PrimFunc
+
+from tbn_compile.errors import ModelError
+from tbn_compile.passes.relax import (
+    FoldBatchNorm,
+    FuseActivation,
+    FuseAffine,
+    FuseQuantization,
+    FuseResidual,
+    MoveDequantize,
+    is_tiled,
+    read_layer,
+)
+from tbn_compile.passes.relax.tiled_layer import element_type
+from tbn_compile.targets.mcu.cores import Core
+from tbn_compile.targets.mcu.kernels import tiled_kernel
+from tbn_compile.targets.mcu.kernels.quantize import LowerQuantize
+from tbn_compile.targets.mcu.program import Optimization
+from tbn_compile.targets.mcu.schedule import ScheduleForSmallCores
+
+VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+"""Operators that move no data: the executor gives their result the place of their argument."""
+
+KERNEL = "tbn.kernel"
+"""Attribute of a kernel's function: one line that describes it."""
+WEIGHTS = "tbn.weights"
+"""Attribute of a kernel's function: how many parameters behind the first hold tile and scales."""
+
+_OPAQUE = 8
+
+
+def lower(module: Any, core: Core, optimization: Optimization) -> Any:
+    """A module whose `main` only calls TIR functions and takes views.
+
+    Args:
+        module: Relax, with tiled calls.
+        core: what it will run on.
+        optimization: what kernels spend.
+
+    Raises:
+        ModelError: if a tiled layer's weight is no constant.
+    """
+    steps = (
+        MoveDequantize(),
+        relax.transform.CanonicalizeBindings(),
+        FoldBatchNorm(),
+        FuseAffine(),
+        FuseResidual(),
+        FuseActivation(),
+        FuseQuantization(),
+        LowerToKernels(core, optimization),
+        LowerQuantize(),
+        relax.transform.FuseTransposeMatmul(),
+        relax.transform.LegalizeOps({"relax.take": _take}, skip_ops=list(VIEWS)),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        ScheduleForSmallCores(optimization),
+    )
+    with tvm.target.Target("c"):
+        return tvm.transform.Sequential(steps)(module)
+
+
+def _take(builder: Any, call: Any) -> Any:
+    """Negative indices count from the end, and none reads outside of the tensor."""
+    axis = None if call.attrs.axis is None else int(call.attrs.axis)
+    return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")
+
+
+@tvm.transform.module_pass(opt_level=0)
+class LowerToKernels:
+    """Tiled call → `call_tir` of a kernel for small cores, with its weight packed to suit.
+
+    Args:
+        core: what it will run on.
+        optimization: what kernels spend.
+
+    Raises:
+        ModelError: if a tile or a scale is no constant.
+    """
+
+    def __init__(self, core: Core, optimization: Optimization) -> None:
+        self.core = core
+        self.optimization = optimization
+
+    def transform_module(self, module: Any, _context: Any) -> Any:
+        """Lower in every Relax function of an IRModule."""
+        lowering = _Lowering(module, self.core, self.optimization)
+        for name, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                lowering.builder_.update_func(name, lowering.visit_expr(function))
+        return lowering.builder_.get()
+
+
+@relax.expr_functor.mutator
+class _Lowering(relax.PyExprMutator):
+    def __init__(self, module: Any, core: Core, optimization: Optimization) -> None:
+        super().__init__(module)
+        self._core = core
+        self._optimization = optimization
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if not is_tiled(call):
+            return call
+        layer = read_layer(call)
+        if not all(isinstance(each, tvm.ir.GenericConst) for each in (layer.tile, layer.scale)):
+            raise ModelError("a tile or its scale is computed by the model; it must be a constant")
+        kernel = tiled_kernel(layer, self._optimization, self._core)
+        attributes = {
+            "op_pattern": _OPAQUE,
+            KERNEL: kernel.description,
+            WEIGHTS: len(kernel.constants),
+        }
+        function: PrimFunc = kernel.function.with_attr(attributes)
+        name = self.builder_.add_func(function, kernel.name)
+        constants = [relax.const(array, array.dtype.name) for array in kernel.constants]
+        result = layer.result_type()
+        shape = [int(extent) for extent in result.shape.values]
+        return relax.call_tir(
+            name,
+            [layer.x, *constants, *kernel.operands],
+            relax.TensorType(shape, element_type(call)),
+        )

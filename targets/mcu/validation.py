@@ -1,0 +1,108 @@
+"""Compare an archive, run on an emulated board or on this machine, with its original model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tbn_compile.pipeline import ProgressCallback
+from tbn_compile.sessions import Arrays, Session, check_model, known_dims
+from tbn_compile.targets.mcu.archive import read_program
+from tbn_compile.targets.mcu.boards import Board, find_board
+from tbn_compile.targets.mcu.emulator import run_on_board, run_on_host
+from tbn_compile.targets.mcu.program import Program
+from tbn_compile.validation import (
+    TOLERANCES,
+    ValidationReport,
+    check_interface,
+    check_options,
+    compare_outputs,
+    make_input_sets,
+)
+
+_FLOAT32_TOLERANCE = 1e-5
+
+
+def validate_archive(
+    model: str | Path,
+    archive: str | Path,
+    board: str | None = None,
+    *,
+    inputs: str | Path | None = None,
+    seed: int = 0,
+    input_sets: int = 3,
+    tolerance: float | None = None,
+    input_dims: Mapping[str, int] | None = None,
+    progress: ProgressCallback | None = None,
+) -> ValidationReport:
+    """Build an archive's program, run it, and compare every output with ONNX Runtime's.
+
+    The program's code runs with this user's rights, also on an emulated board (see `run_on_board`).
+
+    Args:
+        model: the original `.onnx` file.
+        archive: what a microcontroller target made of it.
+        board: the board to emulate, see `find_board`; None runs portable code on this machine.
+        inputs: an `.npz` file with a value per input, in place of random ones.
+        seed: of the first random set of inputs; the next ones count up.
+        input_sets: how many random sets.
+        tolerance: greatest error relative to the largest magnitude, for every output; by default
+            1e-5 for float32, and 0 for integers.
+        input_dims: extents for symbolic dimensions; by default those of the archive.
+        progress: called as steps are done, or None.
+
+    Raises:
+        ModelError: if a file is unsafe or invalid, or the program has other inputs or outputs than
+            the model, does not compile, does not fit the board, or fails there.
+        UsageError: if an option does not fit, or a compiler or the emulator is missing.
+    """
+    check_options(input_sets, tolerance)
+    place = None if board is None else find_board(board)
+    original, program = check_model(model), read_program(Path(archive))
+    check_interface(
+        Path(archive).name,
+        original,
+        [tensor.name for tensor in program.inputs],
+        [tensor.name for tensor in program.outputs],
+    )
+    shapes = {tensor.name: tensor.shape for tensor in program.inputs}
+    dims = known_dims(original, shapes, input_dims or {})
+    sets = make_input_sets(original, inputs, seed, input_sets, dims)
+    session = Session(original)
+    references = [session.run(feeds) for feeds in sets]
+    _report(progress, 1)
+    results = _run(program, place, sets)
+    _report(progress, 2)
+    outputs = compare_outputs(
+        references,
+        results,
+        place.name if place else "host",
+        lambda dtype: _allowed(dtype) if tolerance is None else tolerance,
+    )
+    return ValidationReport(
+        model=original.path.name,
+        artifact=Path(archive).name,
+        outputs=tuple(outputs),
+        input_sets=len(sets),
+        seed=seed if inputs is None else None,
+    )
+
+
+def _run(program: Program, board: Board | None, sets: Sequence[Arrays]) -> list[Arrays]:
+    values = [tuple(feeds[tensor.name] for tensor in program.inputs) for feeds in sets]
+    results = (
+        run_on_host(program, values)
+        if board is None
+        else run_on_board(program, board, values).outputs
+    )
+    names = [tensor.name for tensor in program.outputs]
+    return [dict(zip(names, arrays, strict=True)) for arrays in results]
+
+
+def _allowed(dtype: str) -> float:
+    return _FLOAT32_TOLERANCE if dtype == "float32" else TOLERANCES.get(dtype, 0.0)
+
+
+def _report(progress: ProgressCallback | None, done: int) -> None:
+    if progress is not None:
+        progress("validate", done, 2)

@@ -1,0 +1,53 @@
+"""Does what TVM understood compute what the model computes? Asked before any C is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tbn_compile.errors import ModelError
+from tbn_compile.targets.mcu.program import Sample
+
+_TOLERANCE = 0.05
+"""Share of the largest magnitude: rounding and quantisation stay below it, other meanings do not."""
+
+
+def verify_import(module: Any, sample: Sample) -> None:
+    """Run a module's `main` on this machine and compare with ONNX Runtime's outputs.
+
+    TVM's ONNX frontend passes over some attributes and optional outputs in silence.
+
+    Args:
+        module: what `import_graph` gave.
+        sample: inputs and ONNX Runtime's outputs.
+
+    Raises:
+        ModelError: if an output has another shape, type or value; the text names it by its place.
+    """
+    executable = tvm.compile(module, target="llvm")
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    results = machine["main"](*[tvm.runtime.tensor(array) for array in sample.inputs])
+    arrays = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
+    if len(arrays) != len(sample.outputs):
+        raise ModelError(f"TVM gives {len(arrays)} outputs in the place of {len(sample.outputs)}")
+    for index, (array, reference) in enumerate(zip(arrays, sample.outputs, strict=True)):
+        if not _agrees(array.numpy(), reference):
+            raise ModelError(
+                f"TVM reads the graph otherwise than ONNX Runtime: output {index} differs; an "
+                f"operator on its way has an attribute or optional output that TVM passes over"
+            )
+
+
+def _agrees(result: Any, reference: Any) -> bool:
+    if result.shape != reference.shape or result.dtype != reference.dtype:
+        return False
+    exact, computed = reference.astype(np.float64), result.astype(np.float64)
+    finite = np.isfinite(exact)
+    largest = float(np.abs(exact[finite]).max(initial=0.0))
+    step = 1.0 if reference.dtype.kind in "iu" else 0.0
+    return np.allclose(
+        computed, exact, rtol=0.0, atol=_TOLERANCE * largest + step + 1e-6, equal_nan=True
+    )

@@ -1,0 +1,64 @@
+"""Kernels for small cores against numpy: expand the weight, then multiply."""
+
+from dataclasses import replace
+
+import numpy as np
+from helpers.kernel_layers import every_candidate, run, tiled_layer
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from layer_strategies import conv_cases, gemm_cases
+
+TOLERANCE = 5e-7
+many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@many
+@given(gemm_cases(), st.booleans(), st.data())
+def test_gemm(case, residual, data):
+    assert_right(*case, residual, data)
+
+
+@many
+@given(conv_cases(), st.booleans(), st.data())
+def test_conv(case, residual, data):
+    assert_right(*case, residual, data)
+
+
+def assert_right(layer, x, residual, data):
+    assume(x.size > 0)
+    call = tiled_layer(layer, x.shape, residual)
+    candidate = data.draw(st.sampled_from(every_candidate(call)), "kernel")
+    added = np.random.default_rng(5).normal(size=expected(layer, x).shape).astype(np.float32)
+    assert_close(candidate, layer, x, added if residual else None)
+
+
+def assert_close(candidate, layer, x, residual):
+    function, constants = candidate.build()
+    operands = [] if residual is None else [residual]
+    if layer.bias is not None:
+        operands.append(layer.bias.astype(np.float32))
+    actual = run(function, x, *constants, *operands)
+    layer = replace(layer, scale=layer.scale.astype(np.float32).astype(np.float64))
+    wanted = expected(layer, x, residual)
+    assert actual.shape == wanted.shape
+    assert (np.abs(actual - wanted) <= TOLERANCE * largest_sums(layer, x, residual)).all()
+
+
+def expected(layer, x, residual=None):
+    without = replace(layer, attributes={k: v for k, v in layer.attributes.items() if "activation" not in k})
+    y = without.expected(x.astype(np.float64))
+    y = y if residual is None else y + residual
+    low = layer.attributes.get("activation_min", -np.inf)
+    return np.clip(y, low, layer.attributes.get("activation_max", np.inf))
+
+
+def largest_sums(layer, x, residual):
+    """What each output would be if nothing cancelled: rounding errors are relative to it."""
+    positive = replace(
+        layer,
+        bits=np.ones_like(layer.bits),
+        scale=np.abs(layer.scale),
+        bias=None if layer.bias is None else np.abs(layer.bias),
+        attributes={k: v for k, v in layer.attributes.items() if "activation" not in k},
+    )
+    return expected(positive, np.abs(x), None if residual is None else np.abs(residual)) + 1e-6
