@@ -250,6 +250,8 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    # Otherwise it rounds float weights beside quantised activations to integers by itself.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 60
 _PREFIXES = ("", "k", "M", "G", "T", "P")
-_WORDS = ("Layer", "Weight", "Outcome", "Output", "Runtime", "Model", "Program")
-_RUNTIMES = {"stock": "stock", "library": "with library"}
+_WORDS = ("Layer", "Weight", "Outcome", "Output", "Model", "Program")
+_LIBRARY = {"stock": "without", "library": "with"}
 _CONTENDERS = {
     "original": "original, dense",
     "library": "tiled, with library",
@@ -96,14 +96,16 @@ def layers_csv(report: ModelReport) -> str:
 
 def validation_table(report: ValidationReport) -> Table:
     """One row per output and runtime."""
+    with_library = all(output.runtime in _LIBRARY for output in report.outputs)
+    place = "Library" if with_library else "Runs on"
     table = _table(
-        "Output", "Runtime", "Max abs", "Of largest", "Max rel", "Max ULP", "Cosine", "Limit",
+        "Output", place, "Max abs", "Of largest", "Max rel", "Max ULP", "Cosine", "Limit",
         "Verdict",
     )  # fmt: skip
     for output in report.outputs:
         table.add_row(
             _cell(output.tensor),
-            _cell(_runtime(output)),
+            _cell(_LIBRARY.get(output.runtime, output.runtime)),
             _cell(f"{output.max_absolute:.1e}"),
             _cell(f"{output.max_to_largest:.1e}"),
             _cell(f"{output.max_relative:.1e}"),
@@ -224,7 +226,9 @@ def _table(*headings: str) -> Table:
 
 
 def _runtime(output: Comparison) -> str:
-    return _RUNTIMES.get(output.runtime, clean(output.runtime, _LONGEST_NAME))
+    if output.runtime in _LIBRARY:
+        return f"{_LIBRARY[output.runtime]} library"
+    return f"on {clean(output.runtime, _LONGEST_NAME)}"
 
 
 def _cell(text: str) -> Text:

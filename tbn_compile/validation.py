@@ -45,7 +45,7 @@ class Comparison:
     Attributes:
         tensor: its name.
         runtime: what ran the artifact: "stock" is ONNX Runtime without our library, "library" with
-            it, "host" this machine; else a board's name.
+            it, "host" this machine, "board NAME" an emulated board.
         dtype: element type of the original's.
         tolerance: the greatest error allowed, relative to the largest magnitude.
         max_absolute: largest |difference|.

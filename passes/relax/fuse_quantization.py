@@ -94,9 +94,13 @@ class _InputFuser(relax.PyExprMutator):
             return call
         layer = read_layer(with_constants(self, call))
         quantization = read_quantization(with_constants(self, dequantize))
-        problem = quantization if isinstance(quantization, str) else layer.not_integer
-        if not problem:
-            return replace(layer, x=dequantize.args[0], input_quantization=quantization).call()
+        if isinstance(quantization, str):
+            return self._left(call, quantization)
+        if layer.not_integer:
+            return self._left(call, layer.not_integer)
+        return replace(layer, x=dequantize.args[0], input_quantization=quantization).call()
+
+    def _left(self, call: Any, reason: str) -> Any:
         if self._on_left is not None:
-            self._on_left(problem)
+            self._on_left(reason)
         return call

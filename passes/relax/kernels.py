@@ -183,7 +183,7 @@ class _Product:
     Attributes:
         layer: the call.
         signs: its signs and scales.
-        load: the input for (place, row, taps), see `read_number`; taps is the column along `extents`.
+        load: the input for (place, row, taps), see `read_number`; taps is the column in `extents`.
         extents: the shape of the distinct columns: [K], or [channels / groups, k1..kn].
     """
 

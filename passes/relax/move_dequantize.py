@@ -43,7 +43,7 @@ class MoveDequantize:
 class _Mover(relax.PyExprMutator):
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
-        dequantize = bound_value(self, call.args[0]) if call.args else None
+        dequantize: Any = bound_value(self, call.args[0]) if call.args else None
         if operator_name(dequantize) != "relax.dequantize":
             return call
         quantization = read_quantization(with_constants(self, dequantize))

@@ -1,12 +1,12 @@
 /* A plug-in of QEMU that counts the instructions, loads and stores of each operator of a model.
 
-   Counting goes on between the entries of two marker functions. What runs in the executor counts for
-   the executor, until it enters an operator: that is a new call, and what runs from then on counts for
+   Counting goes on between the entries of two marker functions. What runs in the executor counts
+   for it, until it enters an operator: that is a new call, and what runs from then on counts for
    the call, the helpers of compiler and C library among it, until the executor goes on.
 
-   Arguments: functions=FILE counts=FILE. The first file holds hexadecimal numbers: the entry of each
-   marker, then for each function of the model its begin, its end, and 1 for an operator or 0 for the
-   executor. The second file gets a line of three numbers for the executor and for each call. */
+   Arguments: functions=FILE counts=FILE. The first file holds hexadecimal numbers: the entry of
+   each marker, then for each function of the model its begin, its end, and 1 for an operator or 0
+   for the executor. The second file gets three numbers for the executor and for each call. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>

@@ -3,7 +3,8 @@
 #include "board.h"
 #include "semihosting.h"
 
-enum { DONE = 0, NO_FILES = 1, SHORT_INPUT = 2, MODEL_FAILED = 3, OUTPUT_FAILED = 4 };
+/* Exit statuses, apart from those of an emulator that does not start. */
+enum { DONE = 0, NO_FILES = 32, SHORT_INPUT = 33, MODEL_FAILED = 34, OUTPUT_FAILED = 35 };
 
 static const char inputs_file[] = "inputs.bin";
 static const char outputs_file[] = "outputs.bin";

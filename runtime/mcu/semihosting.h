@@ -1,4 +1,4 @@
-/* Arm's semihosting calls, which RISC-V has taken over: the program asks the debugger or emulator. */
+/* Arm's semihosting, which RISC-V shares: calls that the debugger or emulator answers. */
 #ifndef TBN_SEMIHOSTING_H
 #define TBN_SEMIHOSTING_H
 
@@ -6,7 +6,6 @@
 
 enum {
   SEMIHOSTING_OPEN = 0x01,
-  SEMIHOSTING_CLOSE = 0x02,
   SEMIHOSTING_WRITE0 = 0x04,
   SEMIHOSTING_WRITE = 0x05,
   SEMIHOSTING_READ = 0x06,

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from tbn_compile.errors import ModelError, UsageError, clean
 from tbn_compile.targets.mcu.cores import CORES
 
 _LARGEST_FILE = 64 * 1024
 _ADDRESS_SPACE = 2**32
-_LEAST_MEMORY = 1024
-_ALIGNMENT = 8
-_HIGHEST_CLOCK = 10**10
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 # A profile may come from anywhere: only flags that change how code is generated, only options that
 # describe the machine, and no values that could name a file.
 _COMPILER_FLAG = re.compile(r"-(m|f|O|D)(?!plugin)[A-Za-z0-9_.+=-]*")
 _EMULATOR_OPTIONS = ("-bios", "-cpu", "-m")
 _EMULATOR_VALUE = re.compile(r"[A-Za-z0-9_.+=,-]+")
+
+
+def _check_core(name: str) -> str:
+    names = [core.name for core in CORES.values() if core.start_up is not None]
+    if name not in names:
+        raise ValueError(f"must be one of: {', '.join(names)}")
+    return name
+
+
+def _check_compiler_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
+    for flag in flags:
+        if not _COMPILER_FLAG.fullmatch(flag):
+            raise ValueError(f"{clean(flag, 40)!r}: only -m, -f, -O and -D flags are taken")
+    return flags
+
+
+def _check_emulator_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    options, values = arguments[::2], arguments[1::2]
+    known = all(option in _EMULATOR_OPTIONS for option in options)
+    if not known or len(options) != len(values) or not all(map(_EMULATOR_VALUE.fullmatch, values)):
+        raise ValueError(f"must be pairs of {', '.join(_EMULATOR_OPTIONS)} and a plain value")
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -35,8 +55,13 @@ class Memory:
         size: bytes that the real part has.
     """
 
-    origin: int
-    size: int
+    origin: Annotated[int, Field(strict=True, ge=0, lt=_ADDRESS_SPACE, multiple_of=8)]
+    size: Annotated[int, Field(strict=True, ge=1024, le=_ADDRESS_SPACE, multiple_of=8)]
+
+    @property
+    def end(self) -> int:
+        """The address after the last one."""
+        return self.origin + self.size
 
 
 @dataclass(frozen=True)
@@ -48,8 +73,8 @@ class Emulator:
         arguments: further ones of QEMU's, in pairs of option and value.
     """
 
-    machine: str
-    arguments: tuple[str, ...] = ()
+    machine: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+    arguments: Annotated[tuple[str, ...], AfterValidator(_check_emulator_arguments)] = ()
 
 
 @dataclass(frozen=True)
@@ -57,22 +82,22 @@ class Board:
     """A microcontroller board.
 
     Attributes:
-        name: of the profile.
+        name: of the profile, which is a TOML file with all that follows.
         description: one line.
         core: name of its core among `cores.CORES`.
-        flash, ram: the memory map.
         clock_hz: of the core.
+        flash, ram: the memory map.
         compiler_flags: on top of the core's own.
         emulator: None if nothing emulates it.
     """
 
     name: str
-    description: str
-    core: str
+    description: Annotated[str, Field(min_length=1)]
+    core: Annotated[str, AfterValidator(_check_core)]
+    clock_hz: Annotated[int, Field(strict=True, ge=1, le=10**10)]
     flash: Memory
     ram: Memory
-    clock_hz: int
-    compiler_flags: tuple[str, ...] = ()
+    compiler_flags: Annotated[tuple[str, ...], AfterValidator(_check_compiler_flags)] = ()
     emulator: Emulator | None = None
 
     @property
@@ -203,131 +228,32 @@ def _profiles() -> Any:
 
 
 def _read_board(name: str, text: str) -> Board:
+    where = f"board {clean(name, 40)}"
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"board {clean(name, 40)}: no valid TOML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"board {clean(name, 40)}: no valid TOML: nested too deeply") from error
-    fields = _Fields(f"board {clean(name, 40)}", table)
-    board = Board(
-        name=name,
-        description=fields.take("description", _text),
-        core=fields.take("core", _core),
-        clock_hz=fields.take("clock_hz", _whole(1, _HIGHEST_CLOCK)),
-        compiler_flags=fields.take("compiler_flags", _compiler_flags, ()),
-        flash=_memory(fields.table("flash")),
-        ram=_memory(fields.table("ram")),
-        emulator=_emulator(fields.table("emulator")) if "emulator" in table else None,
-    )
-    fields.finish()
-    if _overlap(board.flash, board.ram):
-        raise UsageError(f"board {board.label}: flash and ram overlap")
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: no valid TOML: {error}") from error
+    _refuse_unknown_keys(where, table, Board, "name")
+    for key, kind in (("flash", Memory), ("ram", Memory), ("emulator", Emulator)):
+        if isinstance(table.get(key), dict):
+            _refuse_unknown_keys(f"{where}: {key}", table[key], kind)
+    try:
+        board = TypeAdapter(Board).validate_python({**table, "name": name})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(f"{where}: {place}: {problem['msg']}") from error
+    if max(board.flash.end, board.ram.end) > _ADDRESS_SPACE:
+        raise UsageError(f"{where}: memory beyond the address {_ADDRESS_SPACE - 1:#x}")
+    if board.flash.origin < board.ram.end and board.ram.origin < board.flash.end:
+        raise UsageError(f"{where}: flash and ram overlap")
     return board
 
 
-class _Fields:
-    """The fields of a table: each is taken once, and what is left over is an error."""
-
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
-        self._where = where
-        self._values = values
-        self._known: list[str] = []
-
-    def take(self, key: str, check: Callable[[Any], Any], default: Any = None) -> Any:
-        self._known.append(key)
-        if key not in self._values:
-            if default is None:
-                raise UsageError(f"{self._where}: {key} is missing")
-            return default
-        try:
-            return check(self._values[key])
-        except ValueError as error:
-            raise UsageError(f"{self._where}: {key} {error}") from error
-
-    def table(self, key: str) -> _Fields:
-        return _Fields(f"{self._where}: {key}", self.take(key, _table))
-
-    def finish(self) -> None:
-        for key in self._values:
-            if key not in self._known:
-                raise UsageError(
-                    f"{self._where}: unknown key {clean(key, 40)!r}; "
-                    f"known are: {', '.join(sorted(self._known))}"
-                )
-
-
-def _memory(fields: _Fields) -> Memory:
-    origin = fields.take("origin", _whole(0, _ADDRESS_SPACE - 1, _ALIGNMENT))
-    size = fields.take("bytes", _whole(_LEAST_MEMORY, _ADDRESS_SPACE - origin, _ALIGNMENT))
-    fields.finish()
-    return Memory(origin, size)
-
-
-def _emulator(fields: _Fields) -> Emulator:
-    machine = fields.take("machine", _word)
-    arguments = fields.take("arguments", _emulator_arguments, ())
-    fields.finish()
-    return Emulator(machine, arguments)
-
-
-def _overlap(first: Memory, second: Memory) -> bool:
-    return first.origin < second.origin + second.size and second.origin < first.origin + first.size
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a text")
-    return value
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ValueError("must be one word of letters, digits, _, ., + and -")
-    return value
-
-
-def _core(value: Any) -> str:
-    boards = [core.name for core in CORES.values() if core.start_up is not None]
-    if value not in boards:
-        raise ValueError(f"must be one of: {', '.join(boards)}")
-    return str(value)
-
-
-def _whole(least: int, most: int, step: int = 1) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if type(value) is not int or not least <= value <= most or value % step:
-            multiple = f", a multiple of {step}" if step > 1 else ""
-            raise ValueError(f"must be a whole number from {least} to {most}{multiple}")
-        return value
-
-    return check
-
-
-def _compiler_flags(value: Any) -> tuple[str, ...]:
-    flags = _texts(value)
-    for flag in flags:
-        if not _COMPILER_FLAG.fullmatch(flag):
-            raise ValueError(f"has {clean(flag, 40)!r}; only -m, -f, -O and -D flags are taken")
-    return flags
-
-
-def _emulator_arguments(value: Any) -> tuple[str, ...]:
-    arguments = _texts(value)
-    options, values = arguments[::2], arguments[1::2]
-    known = all(option in _EMULATOR_OPTIONS for option in options)
-    if not known or len(options) != len(values) or not all(map(_EMULATOR_VALUE.fullmatch, values)):
-        raise ValueError(f"must be pairs of {', '.join(_EMULATOR_OPTIONS)} and a plain value")
-    return arguments
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError("must be a list of texts")
-    return tuple(value)
+def _refuse_unknown_keys(where: str, table: dict[str, Any], kind: Any, *others: str) -> None:
+    known = [field.name for field in fields(kind) if field.name not in others]
+    for key in table:
+        if key not in known:
+            raise UsageError(
+                f"{where}: unknown key {clean(key, 40)!r}; known are: {', '.join(known)}"
+            )

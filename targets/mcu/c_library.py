@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tbn_compile.errors import UsageError
 from tbn_compile.targets.mcu.boards import runtime_file
+from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.toolchain import CompilationError, Toolchain
 
 _PACKAGE = "pythondata_software_picolibc"
-_SOURCES = {
+_PARTS = {
     "libc/errno": "errno",
     "libc/string": "memcmp memcpy memmove memset",
     "libm/math": (
@@ -30,7 +31,10 @@ _SOURCES = {
         "sf_pow_log2_data sf_rint sf_round sf_scalbn sf_trunc sincosf sincosf_data sinf"
     ),
 }
-"""What a compiled model may call: memory and float32 mathematics."""
+SOURCES = tuple(f"{folder}/{name}.c" for folder, names in _PARTS.items() for name in names.split())
+"""What a compiled model may call, memory and float32 mathematics: files below `source_folder`."""
+INCLUDE_FOLDERS = ("libc/include", "libc/tinystdio", "libm/common")
+"""Those below `source_folder` that a compiler must search for headers."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +64,28 @@ def prepare_c_library(toolchain: Toolchain, flags: tuple[str, ...], folder: Path
     return CLibrary((), ("-lm",))
 
 
-def _compile(toolchain: Toolchain, flags: tuple[str, ...], folder: Path) -> CLibrary:
-    root = _source_folder(toolchain)
-    (folder / "picolibc.h").write_text(runtime_file("picolibc.h"), encoding="utf-8")
-    includes = (
-        "-I.",
-        *(f"-isystem{root / part}" for part in ("libc/include", "libc/tinystdio", "libm/common")),
-    )
-    sources = [
-        str(root / part / f"{name}.c") for part, names in _SOURCES.items() for name in names.split()
-    ]
-    toolchain.run(
-        folder,
-        *flags, "-O2", "-w", "-ffreestanding", *includes,
-        "-r", "-nostdlib", *sources, "-o", "library.o",
-    )  # fmt: skip
-    return CLibrary(includes, ("library.o", "-nodefaultlibs", "-lgcc"))
+def source_folder(core: Core) -> Path:
+    """Where the library's sources are installed.
 
-
-def _source_folder(toolchain: Toolchain) -> Path:
+    Raises:
+        UsageError: if they are not; it names the core whose compiler needs them.
+    """
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise UsageError(
-            f"the C compiler for {toolchain.core.name} has no C library; "
+            f"the C compiler for {core.name} has no C library; "
             "install pythondata-software-picolibc with pip"
         )
     return Path(spec.origin).parent / "data" / "newlib"
+
+
+def _compile(toolchain: Toolchain, flags: tuple[str, ...], folder: Path) -> CLibrary:
+    root = source_folder(toolchain.core)
+    (folder / "picolibc.h").write_text(runtime_file("picolibc.h"), encoding="utf-8")
+    includes = ("-I.", *(f"-isystem{root / part}" for part in INCLUDE_FOLDERS))
+    toolchain.run(
+        folder,
+        *flags, "-O2", "-w", "-ffreestanding", *includes, *toolchain.merge_flags,
+        *(str(root / name) for name in SOURCES), "-o", "library.o",
+    )  # fmt: skip
+    return CLibrary(includes, ("library.o", "-nodefaultlibs", "-lgcc"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,12 @@ from tbn_compile.targets.mcu.verification import verify_import
 
 
 def compile_program(
-    graph: ir.Model, core: Core, optimization: Optimization, sample: Sample, name: str
+    graph: ir.Model,
+    core: Core,
+    optimization: Optimization,
+    sample: Sample,
+    name: str,
+    on_left: Callable[[str], None] | None = None,
 ) -> Program:
     """Compile to C.
 
@@ -33,6 +38,8 @@ def compile_program(
         optimization: what kernels spend.
         sample: for the self-test.
         name: of the model, for metadata.
+        on_left: called with the reason, for each tiled layer that computes in float although
+            integers come in.
 
     Raises:
         ModelError: if the graph holds what cannot be compiled.
@@ -41,7 +48,7 @@ def compile_program(
     check_static(module)
     with _naming_tvm("compile"):
         verify_import(module, sample)
-        module = lower(module, core, optimization)
+        module = lower(module, core, optimization, on_left)
     steps = read_steps(module)
     functions = _functions(module, steps.result_counts)
     executable = place_steps(steps, functions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -29,13 +30,21 @@ _MARKERS = ("tbn_start_counting", "tbn_stop_counting")
 _STACK_OVERRUN = 2**32 - 1
 _FAULT = 64
 _REASONS = {
-    1: "it could not open its files",
-    2: "it could not read its inputs",
-    3: "the model returned an error",
-    4: "it could not write its outputs",
+    32: "it could not open its files",
+    33: "it could not read its inputs",
+    34: "the model returned an error",
+    35: "it could not write its outputs",
 }
-# What the emulated program may ask of the host through semihosting ends at files: no processes.
-_SANDBOX = ("-sandbox", "on,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+# What an emulated program may ask of Linux through semihosting ends at files: no processes.
+_SANDBOX = (
+    ("-sandbox", "on,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+    if sys.platform == "linux"
+    else ()
+)
+# The model's code has nothing to say; what it writes all the same would pile up in memory.
+_QUIET = (
+    "-chardev", "null,id=quiet", "-semihosting-config", "enable=on,target=native,chardev=quiet",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def count_on_board(
     """Like `run_on_board`, and count what the core executes; the counts never vary.
 
     Raises:
-        ModelError: also if a function of the program is not in its code by that name, or not called.
+        ModelError: also if the code lacks a function that the program names, or calls it not.
         UsageError: also if there is no compiler for the host, which the plug-in that counts needs.
     """
     with _prepared(program, board, input_sets, timeout) as prepared:
@@ -188,7 +197,7 @@ class _Prepared:
     def run(self, *arguments: str) -> EmulatorRun:
         command = emulator_command(self.board, "image.elf")
         where = f"board {self.board.label}"
-        _run([*command, *_SANDBOX, *arguments], self.folder, self.timeout, where)
+        _run([*command, *_QUIET, *_SANDBOX, *arguments], self.folder, self.timeout, where)
         outputs, stack = read_results(self.program, _results(self.folder), self.sets)
         if stack == _STACK_OVERRUN:
             raise ModelError(f"{where}: the stack has run into the static data")
@@ -239,7 +248,7 @@ def _reason(status: int, messages: str) -> str:
         return f"the program was ended by signal {-status}{told}"
     if status >= _FAULT:
         return f"the program faulted, exception {status - _FAULT}"
-    return f"ended with status {status}{told}"
+    return f"the run ended with status {status}{told}"
 
 
 def _results(folder: Path) -> bytes:

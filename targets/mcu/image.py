@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from tbn_compile.errors import ModelError, clean
 
@@ -80,10 +81,11 @@ def read_image(path: Path) -> Image:
     with path.open("rb") as file:
         elf = ELFFile(file)
         sizes = {section.name: int(section["sh_size"]) for section in elf.iter_sections()}
-        symbols = elf.get_section_by_name(".symtab")
         functions = {
             symbol.name: Function(symbol["st_value"] & ~1, symbol["st_size"])  # bit 0 marks Thumb
-            for symbol in symbols.iter_symbols()
+            for table in elf.iter_sections("SHT_SYMTAB")
+            if isinstance(table, SymbolTableSection)
+            for symbol in table.iter_symbols()
             if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_info"]["bind"] == "STB_GLOBAL"
         }
     names = ("text", "rodata", "data", "bss", "io")

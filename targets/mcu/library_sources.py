@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tbn_compile.targets.mcu.boards import runtime_file
-from tbn_compile.targets.mcu.c_library import _SOURCES, _source_folder
+from tbn_compile.targets.mcu.c_library import SOURCES, source_folder
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.toolchain import Toolchain
 
 _WITHOUT_LIBRARY = frozenset({"riscv64-unknown-elf-gcc"})
 """Compilers that Debian has no small C library for."""
@@ -19,8 +18,6 @@ _HEADERS = (
     "libc/tinystdio/*.h",
     "libm/common/*.h",
 )
-FOLDERS = ("libc/include", "libc/tinystdio", "libm/common")
-"""Those that a compiler must search for headers."""
 _LICENCES = ("COPYING.NEWLIB", "COPYING.picolibc")
 _CONFIGURATION = "libc/include/picolibc.h"
 
@@ -36,10 +33,8 @@ def library_files(core: Core) -> dict[str, str]:
     """
     if core.compiler not in _WITHOUT_LIBRARY:
         return {}
-    root = _source_folder(Toolchain((), core))
-    paths = [
-        root / part / f"{name}.c" for part, names in _SOURCES.items() for name in names.split()
-    ]
+    root = source_folder(core)
+    paths = [root / name for name in SOURCES]
     paths += [path for pattern in _HEADERS for path in root.glob(pattern)]
     files = {path.relative_to(root).as_posix(): _text(path) for path in paths}
     licences = {name: _text(root.parent / name) for name in _LICENCES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -37,13 +38,20 @@ WEIGHTS = "tbn.weights"
 _OPAQUE = 8
 
 
-def lower(module: Any, core: Core, optimization: Optimization) -> Any:
+def lower(
+    module: Any,
+    core: Core,
+    optimization: Optimization,
+    on_left: Callable[[str], None] | None = None,
+) -> Any:
     """A module whose `main` only calls TIR functions and takes views.
 
     Args:
         module: Relax, with tiled calls.
         core: what it will run on.
         optimization: what kernels spend.
+        on_left: called with the reason, for each tiled layer that computes in float although
+            integers come in.
 
     Raises:
         ModelError: if a tiled layer's weight is no constant.
@@ -55,7 +63,7 @@ def lower(module: Any, core: Core, optimization: Optimization) -> Any:
         FuseAffine(),
         FuseResidual(),
         FuseActivation(),
-        FuseQuantization(),
+        FuseQuantization(on_left),
         LowerToKernels(core, optimization),
         LowerQuantize(),
         relax.transform.FuseTransposeMatmul(),

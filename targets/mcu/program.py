@@ -79,7 +79,7 @@ class Program:
         operators: in the order of execution.
         workspace_bytes: of the one static workspace.
         constant_bytes: of all read-only data.
-        weight_bytes: of the packed tiles and scales among them.
+        weight_bytes: of the packed tiles and scales among them; integer layers fold their bias in.
         sources: texts by file name: `tvmgen_default.h`, `default_lib0.c`, `default_lib1.c`.
         sample: for the self-test.
     """

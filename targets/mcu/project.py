@@ -16,8 +16,9 @@ from tbn_compile.targets.mcu.boards import (
     find_board,
     support_files,
 )
+from tbn_compile.targets.mcu.c_library import INCLUDE_FOLDERS
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.library_sources import FOLDERS, library_files
+from tbn_compile.targets.mcu.library_sources import library_files
 from tbn_compile.targets.mcu.program import Program
 from tbn_compile.targets.mcu.self_test import self_test_sources
 from tbn_compile.targets.mcu.templating import render, template_names
@@ -87,7 +88,7 @@ def _project_files(
         "sources": _translation_units(sources),
         "support": _translation_units(support),
         "library": bool(library),
-        "library_folders": FOLDERS,
+        "library_folders": INCLUDE_FOLDERS,
         **_building(program, template, board),
     }
     rendered = {

@@ -52,11 +52,13 @@ class McuTarget:
             check_runs(board, self.core.name)
         sample = make_sample(request.source, request.graph, request.input_dims)
         name = request.source.stem
-        program = compile_program(request.graph, self.core, optimization, sample, name)
+        left: list[str] = []
+        program = compile_program(request.graph, self.core, optimization, sample, name, left.append)
         sections = build_image(program, board).sections if board else None
         write_archive(program, request.output)
-        details = _details(program, board, sections)
-        return Package((request.output,), details, _lines(program, board, sections))
+        details = dict(_details(program, board, sections)) | {"left_in_float": left}
+        kept = tuple(f"A layer after integers computes in float: {clean(why)}" for why in left)
+        return Package((request.output,), details, _lines(program, board, sections) + kept)
 
 
 def _optimization(name: str | None) -> Optimization:

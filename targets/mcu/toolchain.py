@@ -43,10 +43,12 @@ class Toolchain:
     Attributes:
         command: what to run.
         core: that it compiles for.
+        merge_flags: what links objects into one object, their sections apart as far as it can.
     """
 
     command: tuple[str, ...]
     core: Core
+    merge_flags: tuple[str, ...]
 
     def run(self, folder: Path, *arguments: str) -> None:
         """Compile or link in a folder, with arguments relative to it.
@@ -80,9 +82,10 @@ def find_toolchain(core: Core) -> Toolchain:
     """
     path = shutil.which(core.compiler)
     if path is not None:
-        return Toolchain((path, *core.flags), core)
+        return Toolchain((path, *core.flags), core, ("-r", "-nostdlib", "-Wl,--unique"))
     if find_spec("ziglang") is not None:
-        return Toolchain((sys.executable, "-m", "ziglang", "cc", *core.zig_flags), core)
+        command = (sys.executable, "-m", "ziglang", "cc", *core.zig_flags)
+        return Toolchain(command, core, ("-r", "-nostdlib"))
     raise UsageError(
         f"no C compiler for {core.name}: install Debian's {core.package}, or ziglang with pip"
     )

@@ -76,7 +76,7 @@ def validate_archive(
     outputs = compare_outputs(
         references,
         results,
-        place.name if place else "host",
+        f"board {place.name}" if place else "host",
         lambda dtype: _allowed(dtype) if tolerance is None else tolerance,
     )
     return ValidationReport(

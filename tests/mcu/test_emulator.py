@@ -9,7 +9,7 @@ from helpers.board_program import INPUTS, board_program
 
 from tbn_compile import ModelError, UsageError
 from tbn_compile.targets.mcu import c_library, toolchain
-from tbn_compile.targets.mcu.boards import board_names, find_board
+from tbn_compile.targets.mcu.boards import Emulator, Memory, board_names, find_board
 from tbn_compile.targets.mcu.emulator import (
     Counts,
     build_image,
@@ -260,10 +260,37 @@ def test_a_model_that_returns_an_error():
         run(board_program("status = 5;"))
 
 
+def test_a_machine_that_the_emulator_does_not_have():
+    board = replace(ARM, name="mine", emulator=Emulator("nonsense"))
+    with pytest.raises(
+        ModelError, match="board mine: the run ended with status 1: .*unsupported mach"
+    ):
+        run(board_program(), board)
+
+
+def test_an_emulated_part_with_less_memory_than_told():
+    board = replace(find_board("microbit"), name="mine", ram=Memory(0x2000_0000, 2**20))
+    with pytest.raises(ModelError, match="board mine: the program ") as caught:
+        run(board_program(core="cortex-m0plus"), board)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_guest_that_does_not_end():
     program = board_program("while (*(const volatile float*)x < 100.0f) { }")
     with pytest.raises(ModelError, match="board mps2-an386: the program did not end within 0.5 s"):
         run_on_board(program, ARM, [(INPUTS,)], timeout=0.5)
+
+
+def test_what_a_guest_prints_is_dropped():
+    body = """
+      register uintptr_t r0 __asm__("r0") = 0x04;
+      register const char* r1 __asm__("r1") = "hello";
+      __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+      status = 1;
+    """
+    with pytest.raises(ModelError) as caught:
+        run(board_program(body))
+    assert str(caught.value).endswith("the model returned an error")
 
 
 def test_a_guest_starts_no_process(tmp_path):
@@ -344,7 +371,7 @@ def test_a_missing_compiler(without, command, package):
     without(command)
     message = f"no C compiler for .*: install Debian's {package}, or ziglang with pip"
     with pytest.raises(UsageError, match=message):
-        run(board_program())
+        count(board_program())
 
 
 def test_a_missing_emulator(without):

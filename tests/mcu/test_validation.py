@@ -59,7 +59,7 @@ def invoke(*arguments):
 def test_a_right_archive_passes_on_a_board(save, archive, core, board):
     done = invoke(save(), archive(core), "--board", board)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert board in done.stdout
+    assert f"board {board}" in done.stdout
     assert "Validation passed on 3 random input sets" in done.stdout
 
 
@@ -74,7 +74,7 @@ def test_json(save, archive):
     report = json.loads(done.stdout)
     assert (report["passed"], report["seed"], report["input_sets"]) == (True, 4, 3)
     (output,) = report["outputs"]
-    assert (output["tensor"], output["runtime"]) == ("y", "mps2-an386")
+    assert (output["tensor"], output["runtime"]) == ("y", "board mps2-an386")
     assert (output["tolerance"], output["max_to_largest"]) == (1e-5, 0)
 
 
@@ -82,7 +82,7 @@ def test_a_board_of_the_user(save, archive, tmp_path):
     profile = tmp_path / "mine.toml"
     profile.write_text(
         'description = "mine"\ncore = "cortex-m4"\nclock_hz = 1\n[flash]\norigin = 0\n'
-        "bytes = 65536\n[ram]\norigin = 0x20000000\nbytes = 8192\n[emulator]\n"
+        "size = 65536\n[ram]\norigin = 0x20000000\nsize = 8192\n[emulator]\n"
         'machine = "mps2-an386"\n'
     )
     assert invoke(save(), archive(), "--board", profile).exit_code == 0

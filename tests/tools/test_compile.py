@@ -45,7 +45,7 @@ def test_json_is_all_there_is_on_stdout(mlp, run_tool):
     report = json.loads(done.stdout)
     assert report.keys() == {
         "schema_version", "model", "layers", "original_file_bytes", "target", "artifact",
-        "artifact_bytes", "phases", "totals", "validation",
+        "artifact_bytes", "phases", "details", "totals", "validation",
     }  # fmt: skip
     assert report["schema_version"] == 1
     assert report["artifact_bytes"] == mlp.with_name(report["artifact"]).stat().st_size

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of
 from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.kernels.arithmetic import float_arithmetic
@@ -46,14 +47,19 @@ def tiled_kernel(layer: TiledLayer, optimization: Optimization, core: Core) -> K
     """The kernel for a layer that needs the fewest instructions within the allowed workspace.
 
     Args:
-        layer: the call; its tile and scale are constants.
+        layer: the call.
         optimization: what kernels spend.
         core: what it will run on.
+
+    Raises:
+        ModelError: if the tile or the scale is no constant.
     """
-    arrays = tuple(constant_of(each) for each in (layer.tile, layer.scale))
-    weight = distinct_rows(layer, arrays[0])
+    tile, scale = constant_of(layer.tile), constant_of(layer.scale)
+    if tile is None or scale is None:
+        raise ModelError("a tile or its scale is computed by the model; it must be a constant")
+    weight = distinct_rows(layer, tile)
     if weight is None:
-        return _built(portable(layer, arrays), layer)
+        return _built(portable(layer, (tile, scale)), layer)
     if layer.input_quantization:
         return choose_kernel(integer_function(layer, weight), optimization, Costs.of_integers(core))
     function = TiledFunction(layer, weight, float_arithmetic(layer, weight))

@@ -14,20 +14,24 @@ from tvm import te
 from tbn_compile.passes.relax.kernels import compute
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
 from tbn_compile.targets.mcu.kernels import cost_model
-from tbn_compile.targets.mcu.kernels.cost_model import Costs
 from tbn_compile.targets.mcu.kernels.convolution import (
     Geometry,
     Strip,
     by_columns,
+    column_function,
     scatter_function,
     strip_function,
 )
+from tbn_compile.targets.mcu.kernels.cost_model import Costs
 from tbn_compile.targets.mcu.kernels.gemm import folded_bytes, gemm_function
-from tbn_compile.targets.mcu.kernels.products import ENTRIES, GROUP, Direct, Lookup, Product
+from tbn_compile.targets.mcu.kernels.products import GROUP, Direct, Lookup, Product
 from tbn_compile.targets.mcu.kernels.tiled_function import Arrays, TiledFunction
 
 TABLES = (2, 4, 8, 16)
 """How many tables a pass may use."""
+
+_COLUMN_TABLES = 4
+"""The most tables of a column whose code is written out."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ def candidates(function: TiledFunction, costs: Costs) -> Iterator[Candidate]:
         function: the layer.
         costs: of the arithmetic on a core.
     """
-    return _gemms(function, costs) if function.layer.window is None else _convs(function, costs)
+    window = function.layer.window
+    if window is None:
+        return _gemms(function, costs)
+    return _convs(function, Geometry.of(function.layer, window), costs)
 
 
 def portable(layer: TiledLayer, constants: Arrays) -> Candidate:
@@ -92,9 +99,9 @@ def _gemms(function: TiledFunction, costs: Costs) -> Iterator[Candidate]:
         )
 
 
-def _convs(function: TiledFunction, costs: Costs) -> Iterator[Candidate]:
-    plan, geometry = function.weight.plan, Geometry.of(function.layer)
-    patches = by_columns(function)
+def _convs(function: TiledFunction, geometry: Geometry, costs: Costs) -> Iterator[Candidate]:
+    plan = function.weight.plan
+    patches = by_columns(function, geometry)
     input_bytes = np.dtype(function.arithmetic.inputs).itemsize
     for positions in sorted({1, geometry.results[-1] if geometry.overlaps else 1}):
         strip = Strip(geometry, positions)
@@ -106,14 +113,23 @@ def _convs(function: TiledFunction, costs: Costs) -> Iterator[Candidate]:
                 cost_model.strip_cost(strip, function.layer, plan, way.instructions, costs),
                 partial(strip_function, patches, way.product, strip),
             )
+    if geometry.overlaps and len(strip.column_groups) <= _COLUMN_TABLES:
+        tables = strip.columns * len(strip.column_groups)
+        yield Candidate(
+            "tiled_conv_columns",
+            f"rows of patches, {_describe(tables, strip.column)}",
+            tables * _table_bytes(function, strip.column),
+            cost_model.column_cost(strip, function.layer, plan, costs),
+            partial(column_function, patches, strip),
+        )
     sums = function.sums_bytes(plan.distinct_rows * prod(geometry.results))
     for tables, table_bytes in _tables(function, geometry.channels):
         yield Candidate(
             "tiled_conv_scatter",
-            f"input positions, {_describe(tables)}",
+            f"input positions, {_describe(tables, geometry.channels)}",
             sums + table_bytes,
             cost_model.scatter_cost(geometry, function.layer, plan, tables, costs),
-            partial(scatter_function, function, tables),
+            partial(scatter_function, function, geometry, tables),
         )
 
 
@@ -137,16 +153,24 @@ def _ways(function: TiledFunction, costs: Costs) -> Iterator[_Way]:
         product = Lookup(weight, tables)
         sums = 0 if product.is_single_pass else function.sums_bytes(rows)
         cost = cost_model.lookup_cost(rows, inputs, tables, costs)
-        yield _Way("lookup", _describe(tables), product, table_bytes + sums, cost)
+        yield _Way("lookup", _describe(tables, inputs), product, table_bytes + sums, cost)
 
 
 def _tables(function: TiledFunction, inputs: int) -> Iterator[tuple[int, int]]:
     """Numbers of tables that a pass may use for so many inputs, and their bytes."""
     groups = -(-inputs // GROUP)
-    size = np.dtype(function.arithmetic.table).itemsize * ENTRIES
     for tables in sorted({min(tables, groups) for tables in TABLES}):
-        yield tables, tables * size
+        yield tables, tables * _table_bytes(function, inputs)
 
 
-def _describe(tables: int) -> str:
-    return f"{tables} tables of {ENTRIES} sums"
+def _table_bytes(function: TiledFunction, inputs: int) -> int:
+    return _entries(inputs) * np.dtype(function.arithmetic.table).itemsize
+
+
+def _describe(tables: int, inputs: int) -> str:
+    return f"{tables} tables of {_entries(inputs)} sums"
+
+
+def _entries(inputs: int) -> int:
+    """Sums in a table, where the inputs may be fewer than a group's."""
+    return 2 ** min(inputs, GROUP)

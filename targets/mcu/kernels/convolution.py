@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tbn_compile.passes.relax.tiled_layer import TiledLayer
+from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window
 from tbn_compile.targets.mcu.kernels.distinct_rows import nibbles
 from tbn_compile.targets.mcu.kernels.products import (
     GROUP,
@@ -21,11 +21,15 @@ from tbn_compile.targets.mcu.kernels.products import (
     Passes,
     Product,
     add_from_tables,
+    fill_table,
     fill_tables,
     grid,
+    group_sizes,
+    pack,
 )
 from tbn_compile.targets.mcu.kernels.tiled_function import (
     Arrays,
+    CompleteSums,
     Outputs,
     Parameters,
     TiledFunction,
@@ -57,12 +61,11 @@ class Geometry:
     dilations: tuple[int, ...]
 
     @staticmethod
-    def of(layer: TiledLayer) -> Geometry:
-        """The extents of a layer that has a window."""
-        assert layer.window is not None
+    def of(layer: TiledLayer, window: Window) -> Geometry:
+        """The extents of a layer with that window."""
         batch, _, *extents = extents_of(layer.x.ty)
         _, channels, *kernel = layer.weight.shape
-        places = layer.window.place([tirx.IntImm("int64", extent) for extent in extents], kernel)
+        places = window.place([tirx.IntImm("int64", extent) for extent in extents], kernel)
         return Geometry(
             batch,
             channels,
@@ -70,8 +73,8 @@ class Geometry:
             tuple(int(result) for _, result in places),
             tuple(kernel),
             tuple(int(before) for before, _ in places),
-            layer.window.strides,
-            layer.window.dilations,
+            window.strides,
+            window.dilations,
         )
 
     @property
@@ -133,22 +136,26 @@ class Strip:
         return (self.positions - 1) * self.geometry.strides[-1] + self.geometry.kernel[-1]
 
     @property
+    def column_groups(self) -> list[list[tuple[int, ...]]]:
+        """The channel and taps of each input of a column, in groups of four."""
+        places = list(np.ndindex(self.geometry.channels, *self.geometry.kernel[:-1]))
+        return [places[i : i + GROUP] for i in range(0, len(places), GROUP)]
+
+    @property
     def inputs(self) -> int:
         """Inputs in the strip: none where patches are positions of the input itself."""
         return 0 if self.geometry.is_pointwise else self.columns * self.column
 
 
-def by_columns(function: TiledFunction) -> TiledFunction:
+def by_columns(function: TiledFunction, geometry: Geometry) -> TiledFunction:
     """The same convolution with its inputs in the order of a `Strip`."""
-    signs, geometry = function.weight.signs, Geometry.of(function.layer)
+    signs = function.weight.signs
     taps = signs.reshape(len(signs), geometry.channels, *geometry.kernel)
     ordered = np.moveaxis(taps, -1, 1).reshape(signs.shape)
     return replace(function, weight=replace(function.weight, signs=ordered))
 
 
-def strip_function(
-    function: TiledFunction, product: Product, strip: Strip
-) -> tuple[Any, Arrays]:
+def strip_function(function: TiledFunction, product: Product, strip: Strip) -> tuple[Any, Arrays]:
     """A convolution, one output position after another, from copies of the inputs they cover.
 
     Args:
@@ -178,17 +185,71 @@ def strip_function(
     return function.write(product.constants, body)
 
 
-def scatter_function(function: TiledFunction, tables: int) -> tuple[Any, Arrays]:
+def column_function(function: TiledFunction, strip: Strip) -> tuple[Any, Arrays]:
+    """A convolution, one output position after another, from tables that neighbours share.
+
+    Each column of the strip has tables of its own; a row of output positions takes one pass.
+
+    Args:
+        function: the layer, `by_columns`.
+        strip: what is tabulated at a time.
+
+    Returns:
+        The PrimFunc and its constants.
+    """
+    geometry, weight, sizes = strip.geometry, function.weight, group_sizes(strip.column)
+    patterns = len(weight.signs)
+    by_column = weight.signs.reshape(patterns, geometry.kernel[-1], strip.column)
+    packed = pack(nibbles(by_column, GROUP).reshape(patterns, -1))
+    outer = (geometry.batch, weight.plan.groups, *geometry.results[:-1])
+
+    def body(parameters: Parameters) -> None:
+        shape = (strip.columns * len(sizes), 2 ** max(sizes))
+        tables = T.alloc_buffer(shape, function.arithmetic.table)
+        (words,) = parameters.packed
+        with grid(outer) as (sample, group, *position):
+            with T.serial(0, strip.columns) as column:
+                for number, inputs in enumerate(strip.column_groups):
+                    values = [
+                        _padded(
+                            parameters,
+                            geometry,
+                            (sample, group, *position, 0),
+                            channel,
+                            (*taps, column),
+                        )
+                        for channel, *taps in inputs
+                    ]
+                    fill_table(tables, column * len(sizes) + number, values)
+            with T.serial(0, strip.positions) as last:
+                place = (*position, last)
+                outputs = Outputs(parameters, group, lambda output: (sample, output, *place))
+                pattern = weight.first_pattern(group)
+                add_from_tables(
+                    tables,
+                    geometry.kernel[-1] * len(sizes),
+                    lambda row, i: words[pattern + row, i],
+                    CompleteSums(outputs),
+                    weight.plan.distinct_rows,
+                    last * (geometry.strides[-1] * len(sizes)),
+                )
+
+    return function.write((packed,), body)
+
+
+def scatter_function(
+    function: TiledFunction, geometry: Geometry, tables: int
+) -> tuple[Any, Arrays]:
     """A convolution, one input position after another: its tables serve every tap and row.
 
     Args:
         function: the layer.
+        geometry: of the convolution.
         tables: how many groups of channels are tabulated before a pass over taps and rows.
 
     Returns:
         The PrimFunc and its constants.
     """
-    geometry = Geometry.of(function.layer)
     plan, passes = function.weight.plan, _scatter_passes(function, geometry, tables)
 
     def body(parameters: Parameters) -> None:
@@ -244,25 +305,33 @@ def _copy(parameters: Parameters, strip: Strip, copied: Any, place: Sequence[Any
     """Copy the inputs behind a place (sample, group, position) and on, zeros in the padding."""
     if copied is None:
         return
-    sample, group, *position = place
     geometry, dtype = strip.geometry, copied.ty.dtype
     shape = (strip.columns, geometry.channels, *geometry.kernel[:-1])
     with grid(shape) as (column, channel, *taps):
-        sources = [
-            geometry.source(axis, position[axis], tap)
-            for axis, tap in enumerate((*taps, column))
-        ]
-        inside = [
-            condition
-            for axis in geometry.axes
-            if geometry.is_padded(axis)
-            for condition in (sources[axis] >= 0, sources[axis] < geometry.extents[axis])
-        ]
-        value = parameters.input(sample, group * geometry.channels + channel, *sources)
-        value = value.astype(dtype)
-        if inside:
-            value = tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, dtype))
+        value = _padded(parameters, geometry, place, channel, (*taps, column)).astype(dtype)
         T.buffer_store(copied, value, [_ravel((column, channel, *taps), shape)])
+
+
+def _padded(
+    parameters: Parameters,
+    geometry: Geometry,
+    place: Sequence[Any],
+    channel: Any,
+    taps: Sequence[Any],
+) -> Any:
+    """The input under a tap of a place (sample, group, position), zero in the padding."""
+    sample, group, *position = place
+    sources = [geometry.source(axis, position[axis], tap) for axis, tap in enumerate(taps)]
+    inside = [
+        condition
+        for axis in geometry.axes
+        if geometry.is_padded(axis)
+        for condition in (sources[axis] >= 0, sources[axis] < geometry.extents[axis])
+    ]
+    value = parameters.input(sample, group * geometry.channels + channel, *sources)
+    if not inside:
+        return value
+    return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, value.ty.dtype))
 
 
 def _patch(

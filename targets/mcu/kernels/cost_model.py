@@ -28,6 +28,8 @@ _TAP = 8
 """Instructions to see whether a tap meets a position."""
 _COPY = 14
 """Instructions to copy an input into a strip."""
+_PAD = 15
+"""Instructions to see whether an input is in the padding."""
 _FOLD = 5
 """Instructions to add an input to the one it is folded with, beside the addition."""
 _OUTPUT = 4
@@ -48,7 +50,9 @@ class Costs:
     @staticmethod
     def of(core: Core) -> Costs:
         """The costs of float32 arithmetic on a core."""
-        return Costs(1, 1) if core.has_fpu else Costs(70, 40)
+        if core.has_fpu:
+            return Costs(1, 1)
+        return Costs(70, 130 if core.name == "cortex-m0plus" else 40)
 
     @staticmethod
     def of_integers(core: Core) -> Costs:
@@ -74,6 +78,18 @@ def strip_cost(
     return round(positions * (plan.groups * (copied + product) + outputs))
 
 
+def column_cost(strip: Strip, layer: TiledLayer, plan: ReusePlan, costs: Costs) -> int:
+    """Instructions of a convolution from tables of the columns of a strip."""
+    geometry = strip.geometry
+    sizes = group_sizes(strip.column)
+    tabulated = strip.columns * (_tables_cost(sizes, costs) + _PAD * strip.column)
+    added = geometry.kernel[-1] * len(sizes)
+    row = _ROW + added * _ADD_SUM + (added - 1) * costs.add
+    group = tabulated / strip.positions + plan.distinct_rows * row
+    positions = geometry.batch * prod(geometry.results)
+    return round(positions * (plan.groups * group + _outputs_cost(layer, plan, costs)))
+
+
 def scatter_cost(
     geometry: Geometry, layer: TiledLayer, plan: ReusePlan, tables: int, costs: Costs
 ) -> int:
@@ -85,7 +101,9 @@ def scatter_cost(
     met = prod(map(geometry.met, geometry.axes))
     row = passes * (_ROW + _STORE_SUM) + len(sizes) * (_ADD_SUM + costs.add)
     clear = results * plan.distinct_rows * _ROW
-    group = clear + positions * _tables_cost(sizes, costs) + visited + met * plan.distinct_rows * row
+    group = (
+        clear + positions * _tables_cost(sizes, costs) + visited + met * plan.distinct_rows * row
+    )
     outputs = results * (_outputs_cost(layer, plan, costs) + plan.rows * plan.groups)
     return round(geometry.batch * (plan.groups * group + outputs))
 
@@ -116,7 +134,9 @@ def _tables_cost(sizes: Sequence[int], costs: Costs) -> float:
     """Loads, stores and negations; a table of all signs of four inputs takes twelve additions."""
     entries = sum(2**size for size in sizes)
     additions = {1: 0, 2: 2, 3: 6, GROUP: 12}
-    return sum(sizes) + 1.5 * entries + 3 * len(sizes) + costs.add * sum(additions[s] for s in sizes)
+    return (
+        sum(sizes) + 1.5 * entries + 3 * len(sizes) + costs.add * sum(additions[s] for s in sizes)
+    )
 
 
 def _outputs_cost(layer: TiledLayer, plan: ReusePlan, costs: Costs) -> float:

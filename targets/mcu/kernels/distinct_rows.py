@@ -1,4 +1,4 @@
-"""The signs and scales of a layer as kernels read them: distinct rows and columns only, in numpy."""
+"""The signs and scales of a layer as kernels read them: of distinct rows and columns only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RunScale:
     """Scales of consecutive outputs or inputs: number i has `values[i // run]`.
 
     Attributes:
-        values: float32[...].
+        values: float32[...], or what stands for them in other arithmetic.
         run: how many share one value.
     """
 
-    values: npt.NDArray[np.float32]
+    values: npt.NDArray[Any]
     run: int
 
 

@@ -27,7 +27,6 @@ from tbn_compile.passes.relax.tiled_layer import Quantization, Step, TiledLayer,
 from tbn_compile.targets.mcu.kernels.arithmetic import Arithmetic, Finish, scale_at
 from tbn_compile.targets.mcu.kernels.distinct_rows import DistinctRows, RunScale
 from tbn_compile.targets.mcu.kernels.tiled_function import TiledFunction
-from tbn_compile.targets.mcu.kernels.products import GROUP
 
 _LEAST_FRACTION = 8
 """Fewer bits are too coarse; then the epilogue is computed in float32."""
@@ -53,15 +52,12 @@ def integer_function(layer: TiledLayer, weight: DistinctRows) -> TiledFunction:
     quantization, row_scale = layer.input_quantization, weight.row_scale
     if quantization is None or row_scale is None:
         raise ModelError("sums of integers need an integer activation and a scale for each output")
-    plan = layer.plan
-    folded = -(-plan.columns // plan.distinct_columns) * quantization.largest
-    table = "int16" if GROUP * folded < 2**15 else "int32"
     scale = RunScale(row_scale.values * np.float32(quantization.scale), row_scale.run)
     fixed = _fixed_point(layer, scale, layer.weight.inputs * quantization.largest)
     constants, finish = (
         _float_epilogue(layer, scale) if fixed is None else (fixed.constants, fixed.finish)
     )
-    arithmetic = Arithmetic("int16", table, "int32", quantization.zero_point, constants, finish)
+    arithmetic = Arithmetic("int16", "int32", "int32", quantization.zero_point, constants, finish)
     kept = layer if fixed is None else replace(layer, epilogue=())
     return TiledFunction(kept, weight, arithmetic)
 
@@ -86,7 +82,7 @@ class Rescaling:
     dtype: str
 
     @property
-    def constants(self) -> tuple[npt.NDArray[np.int32], ...]:
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
         """What `finish` reads."""
         return self.multiplier.values, self.offset
 
@@ -101,7 +97,7 @@ class Rescaling:
         """The result for a sum, see `Finish`."""
         multiplier, offset = constants
         factor = scale_at(self.multiplier, multiplier, channel)
-        wide = (value << self.shift).astype("int64") * factor.astype("int64")
+        wide = (value * (1 << self.shift)).astype("int64") * factor.astype("int64")
         steps = ((wide >> 32).astype("int32") + offset[channel]) >> self.fraction
         low, high = self.bounds
         return tirx.max(tirx.min(steps, high), low).astype(self.dtype)
@@ -157,8 +153,8 @@ def _bounds(clamps: Sequence[Step], output: Quantization) -> tuple[int, int]:
     low, high = -inf, inf
     for lower, upper in (step.bounds for step in clamps if step.bounds is not None):
         low, high = (min(max(each, lower), upper) for each in (low, high))
-    edges = np.rint(np.array([low, high]) / output.scale) + output.zero_point
-    lowest, highest = np.clip(edges, *output.limits)
+    edges = np.rint(np.array([low, high], np.float32) / np.float32(output.scale))
+    lowest, highest = np.clip(edges + output.zero_point, *output.limits)
     return int(lowest), int(highest)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -191,7 +192,7 @@ class Lookup:
     weight: DistinctRows
     tables: int
 
-    @property
+    @cached_property
     def passes(self) -> Passes:
         """The passes over the inputs."""
         return Passes(
@@ -201,7 +202,7 @@ class Lookup:
     @property
     def is_single_pass(self) -> bool:
         """See `Product`."""
-        return len(self.passes.sizes) <= self.tables
+        return self.weight.plan.distinct_columns <= GROUP * self.tables
 
     @property
     def constants(self) -> tuple[Words, ...]:
@@ -300,7 +301,8 @@ def pack(groups: Words) -> Words:
     fields = padded.reshape(*leading, -1, per_word).astype(np.uint32)
     shifts = GROUP * np.arange(per_word, dtype=np.uint32)
     size = next(size for size in (1, 2, 4) if 8 * size >= GROUP * per_word)
-    return (fields << shifts).sum(axis=-1, dtype=np.uint32).astype(f"u{size}")
+    words = (fields << shifts).sum(axis=-1, dtype=np.uint32)
+    return np.ascontiguousarray(words, dtype=f"u{size}")
 
 
 def fill_tables(tables: Any, sizes: Sequence[int], load: Load) -> None:
@@ -314,32 +316,65 @@ def fill_tables(tables: Any, sizes: Sequence[int], load: Load) -> None:
     whole = sum(size == GROUP for size in sizes)
     if whole:
         with T.serial(0, whole) as group:
-            _fill_table(tables, group, [load(group * GROUP + i) for i in range(GROUP)])
+            fill_table(tables, group, [load(group * GROUP + i) for i in range(GROUP)])
     if whole < len(sizes):
         inputs = [load(whole * GROUP + i) for i in range(sizes[-1])]
-        _fill_table(tables, whole, inputs)
+        fill_table(tables, whole, inputs)
 
 
 def add_from_tables(
-    tables: Any, groups: int, word: Callable[[Any, int], Any], sums: Sums, rows: int
+    tables: Any,
+    groups: int,
+    word: Callable[[Any, int], Any],
+    sums: Sums,
+    rows: int,
+    first: Any = 0,
 ) -> None:
-    """Add what the tables hold for each row's signs to the row's sum."""
+    """Add what the tables hold for each row's signs to the row's sum.
+
+    Args:
+        tables: [at least first + groups, entries].
+        groups: how many tables are read.
+        word: word i of a row's signs.
+        sums: of the rows.
+        rows: how many rows there are.
+        first: the first table.
+    """
     with T.serial(0, rows) as row:
         total = sums.load(row)
         words = [T.bind(word(row, i).astype("uint32")) for i in range(-(-groups // WORD_GROUPS))]
         for group in range(groups):
             shift = GROUP * (group % WORD_GROUPS)
             index = (words[group // WORD_GROUPS] >> _word(shift)) & _word(ENTRIES - 1)
-            total = total + tables[group, index.astype("int32")].astype(sums.dtype)
+            total = total + tables[first + group, index.astype("int32")].astype(sums.dtype)
         sums.store(total, row)
 
 
-def _fill_table(tables: Any, group: Any, inputs: Sequence[Any]) -> None:
+def fill_table(tables: Any, group: Any, inputs: Sequence[Any]) -> None:
     """Sums by their index, whose bit i is the sign of input i; the lower half is negative."""
-    sums = _positive_sums([T.bind(each) for each in inputs])
+    values = [T.bind(each) for each in inputs]
+    if "int" in str(tables.ty.dtype):
+        _walk_table(tables, group, values)
+        return
+    sums = _positive_sums(values)
     for index, value in enumerate(sums):
         for place, sum_ in ((len(sums) + index, value), (len(sums) - 1 - index, -value)):
             T.buffer_store(tables, sum_.astype(tables.ty.dtype), [group, place])
+
+
+def _walk_table(tables: Any, group: Any, inputs: Sequence[Any]) -> None:
+    """The sums of integers, which are exact, so that each comes from one that differs in a sign."""
+    total = T.alloc_buffer((1,), str(inputs[0].ty.dtype), scope="local")
+    T.buffer_store(total, -sum(inputs[1:], inputs[0]), [0])
+    signs = 0
+    for step in range(2 ** len(inputs)):
+        T.buffer_store(tables, total[0].astype(tables.ty.dtype), [group, signs])
+        changed = ((step + 1) & -(step + 1)).bit_length() - 1
+        if changed == len(inputs):
+            return
+        signs ^= 1 << changed
+        twice = inputs[changed] * 2
+        T.buffer_store(total, total[0] + twice if signs >> changed & 1 else total[0] - twice, [0])
 
 
 def _positive_sums(inputs: Sequence[Any]) -> list[Any]:

@@ -18,9 +18,9 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from tbn_compile.passes.relax.epilogue_fusion import operator_name
+from tbn_compile.passes.relax.epilogue_fusion import operator_name, with_constants
 from tbn_compile.passes.relax.fuse_quantization import read_quantization
-from tbn_compile.passes.relax.tiled_layer import Quantization
+from tbn_compile.passes.relax.tiled_layer import Quantization, constant_of
 
 _MAGNITUDE = 2**31 - 1
 _FRACTION = 23
@@ -54,15 +54,19 @@ class _Lowering(relax.PyExprMutator):
         call = self.visit_expr_post_order(call)
         if operator_name(call) != "relax.quantize":
             return call
-        quantization = read_quantization(call)
+        resolved = with_constants(self, call)
+        x, quantization = resolved.args[0], read_quantization(resolved)
         if isinstance(quantization, str) or not 2.0**-100 < quantization.scale < 2.0**100:
             return call
-        extents = [int(extent) for extent in call.args[0].ty.shape.values]
+        # What is quantized from a constant is folded to a constant.
+        if constant_of(x) is not None:
+            return call
+        extents = [int(extent) for extent in x.ty.shape.values]
         function = quantize_function(quantization, prod(extents)).with_attr("op_pattern", _OPAQUE)
         name = self.builder_.add_func(function, "quantize")
-        constant = relax.const(thresholds(quantization), "uint32")
+        constant = relax.const(thresholds(quantization), "int32")
         kind = relax.TensorType(extents, quantization.dtype)
-        return relax.call_tir(name, [call.args[0], constant], kind)
+        return relax.call_tir(name, [x, constant], kind)
 
 
 def quantize_function(quantization: Quantization, elements: int) -> Any:
@@ -73,7 +77,7 @@ def quantize_function(quantization: Quantization, elements: int) -> Any:
         elements: of the tensor.
 
     Returns:
-        A function of the floats as uint32[elements], `thresholds`, and the result.
+        A function of the floats as int32[elements], `thresholds`, and the result.
     """
     zero, largest, (low, high) = quantization.zero_point, quantization.largest, quantization.limits
     # |x| 2^places stays below 2^16, and its product with the factor below 2^32.
@@ -81,36 +85,35 @@ def quantize_function(quantization: Quantization, elements: int) -> Any:
     factor = int(2.0 ** (_QUOTIENT - places) / quantization.scale)
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        x = T.arg("x", T.buffer((elements,), "uint32"))
-        least = T.arg("thresholds", T.buffer((largest,), "uint32"))
+        x = T.arg("x", T.buffer((elements,), "int32"))
+        least = T.arg("thresholds", T.buffer((largest,), "int32"))
         y = T.arg("y", T.buffer((elements,), quantization.dtype))
-        magnitude = T.alloc_buffer((1,), "uint32", scope="local")
-        steps, shift = (T.alloc_buffer((1,), "int32", scope="local") for _ in range(2))
+        magnitude, steps = (T.alloc_buffer((1,), "int32", scope="local") for _ in range(2))
         with T.serial(0, elements) as i:
             bits = T.bind(x[i])
-            T.buffer_store(magnitude, bits & _word(_MAGNITUDE), [0])
-            _at_most(magnitude, least[largest - 1])
-            exponent = (magnitude[0] >> _word(_FRACTION)).astype("int32")
-            T.buffer_store(shift, _BIAS + 31 - places - exponent, [0])
-            _at_most(shift, 31)
-            whole = (magnitude[0] << _word(31 - _FRACTION)) | _word(1 << 31)
-            quotient = (whole >> shift[0].astype("uint32")) * _word(factor)
-            rounded = quotient + _word(int(_NEARLY_HALF * 2**_QUOTIENT))
-            T.buffer_store(steps, (rounded >> _word(_QUOTIENT)).astype("int32"), [0])
-            with T.If(magnitude[0] >= least[steps[0]]), T.Then():
-                T.buffer_store(steps, steps[0] + 1, [0])
-            with T.If(bits > _word(_MAGNITUDE)), T.Then():
-                T.buffer_store(steps, -steps[0], [0])
-            if zero + largest > high:
-                _at_most(steps, high - zero)
-            if zero - largest < low:
-                _at_least(steps, low - zero)
+            # Where all negative numbers become the lowest integer, they are below the threshold.
+            T.buffer_store(magnitude, bits if zero == low else bits & _MAGNITUDE, [0])
+            T.buffer_store(steps, tirx.const(0, "int32"), [0])
+            with T.If(magnitude[0] >= least[0]), T.Then():
+                _at_most(magnitude, least[largest - 1])
+                shift = _BIAS + 31 - places - (magnitude[0] >> _FRACTION)
+                whole = (_unsigned(magnitude[0]) << _unsigned(31 - _FRACTION)) | _unsigned(1 << 31)
+                quotient = (whole >> _unsigned(shift)) * _unsigned(factor)
+                rounded = quotient + _unsigned(int(_NEARLY_HALF * 2**_QUOTIENT))
+                T.buffer_store(steps, (rounded >> _unsigned(_QUOTIENT)).astype("int32"), [0])
+                with T.If(magnitude[0] >= least[steps[0]]), T.Then():
+                    T.buffer_store(steps, steps[0] + 1, [0])
+                if zero > low:
+                    with T.If(bits < 0), T.Then():
+                        T.buffer_store(steps, -steps[0], [0])
+                    _at_most(steps, high - zero)
+                    _at_least(steps, low - zero)
             T.buffer_store(y, (steps[0] + zero).astype(quantization.dtype), [i])
     return builder.get()
 
 
-def thresholds(quantization: Quantization) -> npt.NDArray[np.uint32]:
-    """uint32[largest]: the bits of the least float32 that rounds to 1, 2, ... steps."""
+def thresholds(quantization: Quantization) -> npt.NDArray[np.int32]:
+    """int32[largest]: the bits of the least float32 that rounds to 1, 2, ... steps."""
     wanted = np.arange(1, quantization.largest + 1)
     below = np.zeros(wanted.shape, np.int64)
     reached = np.full(wanted.shape, np.float32(np.inf).view(np.int32), np.int64)
@@ -119,7 +122,7 @@ def thresholds(quantization: Quantization) -> npt.NDArray[np.uint32]:
         numbers = middle.astype(np.uint32).view(np.float32)
         is_reached = np.rint(numbers / np.float32(quantization.scale)) >= wanted
         reached, below = np.where(is_reached, middle, reached), np.where(is_reached, below, middle)
-    return reached.astype(np.uint32)
+    return reached.astype(np.int32)
 
 
 def _at_most(variable: Any, bound: Any) -> None:
@@ -132,5 +135,5 @@ def _at_least(variable: Any, bound: Any) -> None:
         T.buffer_store(variable, bound, [0])
 
 
-def _word(value: int) -> Any:
-    return tirx.const(value, "uint32")
+def _unsigned(value: Any) -> Any:
+    return tirx.const(value, "uint32") if isinstance(value, int) else value.astype("uint32")

@@ -17,12 +17,7 @@ from tvm.tirx.script import builder as T
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
 from tbn_compile.targets.mcu.kernels.arithmetic import Arithmetic
 from tbn_compile.targets.mcu.kernels.distinct_rows import DistinctRows
-from tbn_compile.targets.mcu.kernels.products import (
-    BufferSums,
-    Load,
-    Product,
-    grid,
-)
+from tbn_compile.targets.mcu.kernels.products import BufferSums, Load, Product, grid
 from tbn_compile.tile import ReusePlan
 
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -63,9 +58,7 @@ class TiledFunction:
     def _sums_fit_result(self) -> bool:
         return str(self.layer.result_type().dtype) == self.arithmetic.sums
 
-    def write(
-        self, packed: Arrays, body: Callable[[Parameters], None]
-    ) -> tuple[Any, Arrays]:
+    def write(self, packed: Arrays, body: Callable[[Parameters], None]) -> tuple[Any, Arrays]:
         """The PrimFunc and its constants.
 
         Args:
@@ -82,13 +75,13 @@ class TiledFunction:
         with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
             T.func_attr({"tirx.noalias": True})
             x = _tensor("x", self.layer.x.ty)
-            buffers = [
+            packed_bits, scales, read = [
                 [T.arg("constant", T.buffer(array.shape, array.dtype.name)) for array in group]
                 for group in constants
             ]
             added = [_tensor("operand", operand.ty) for operand in operands]
             y = _tensor("y", self.layer.result_type())
-            body(Parameters(self, x, *buffers, added, y))
+            body(Parameters(self, x, packed_bits, scales, read, added, y))
         return builder.get(), tuple(array for group in constants for array in group)
 
 
@@ -161,7 +154,9 @@ class Outputs:
         if workspace is not None:
             return BufferSums(workspace, lambda *place: place)
         first = self.group * self._plan.rows
-        return BufferSums(self.parameters.y, lambda row, *position: self.place(first + row, *position))
+        return BufferSums(
+            self.parameters.y, lambda row, *position: self.place(first + row, *position)
+        )
 
     def write_all(self, sums: BufferSums, positions: Sequence[int] = ()) -> None:
         """Write every output as a scaled copy of its distinct row's sum.
