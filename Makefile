@@ -12,11 +12,13 @@ SOURCES := pyproject.toml $(shell find tbn_compile passes targets training runti
 demo: $(VENV)/installed ## compile the shipped models, validate them and print the summary
 	$(BIN)/tbn-compile $(EXAMPLES)/mlp.onnx --target ort --output build/mlp.tbn.onnx --validate
 	$(BIN)/tbn-compile $(EXAMPLES)/cnn.onnx --target ort --output build/cnn.tbn.onnx --validate
+	$(BIN)/tbn-compile $(EXAMPLES)/mlp.onnx --target c --input-dim batch=1 --output build/mlp.tar --validate
 
 test: $(VENV)/developed ## every test but the slow ones, under 20 minutes on 2 cores
 	$(BIN)/pytest -m "not slow" -n 2
 
-test-slow: $(VENV)/developed ## the rest: models of gigabytes, old releases of ONNX Runtime
+test-slow: $(VENV)/developed ## the rest: models of gigabytes, old releases of ONNX Runtime, zig
+	$(BIN)/pip install --quiet '.[mcu]'
 	$(BIN)/pytest -m slow
 
 lint: $(VENV)/developed ## style, format and types
@@ -26,6 +28,7 @@ lint: $(VENV)/developed ## style, format and types
 
 docs: $(VENV)/developed ## renew the generated pages and the golden files
 	$(BIN)/python docs/generate.py
+	$(BIN)/python tests/mcu/golden/renew.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -28,6 +28,10 @@ CASES = {
     "scales from within a run": (layer((12, 8), 24, 4, 24, scale_offset=8), (1, 8)),
     "partial copies": (layer((10, 20), 60, offset=7), (1, 20)),
     "image": (layer((16, 1, 3, 3), 144, 16, 9, **RELU, pads=[1, 1, 1, 1]), (1, 1, 28, 28)),
+    "image with strides": (
+        layer((6, 3, 3, 3), 162, pads=[1, 1, 1, 1], strides=[2, 2]),
+        (1, 3, 9, 9),
+    ),
     "channels": (layer((8, 45, 3, 3), 3240 // 2, pads=[1, 0, 1, 2], strides=[1, 2]), (2, 45, 9, 9)),
     "pointwise": (layer((8, 20, 1), 80), (1, 20, 30)),
     "depthwise": (layer((8, 1, 5), 10, dilations=[2], group=8, pads=[4, 4]), (1, 8, 30)),

@@ -9,6 +9,8 @@ from tbn_compile.targets.mcu import toolchain
 from tbn_compile.targets.mcu.boards import find_board
 from tbn_compile.targets.mcu.emulator import count_on_board, run_on_host
 
+pytestmark = pytest.mark.slow  # the compiler takes 400 MB
+
 
 @pytest.fixture(autouse=True)
 def no_other_compiler(monkeypatch):

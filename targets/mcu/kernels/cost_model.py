@@ -28,7 +28,7 @@ _TAP = 8
 """Instructions to see whether a tap meets a position."""
 _COPY = 14
 """Instructions to copy an input into a strip."""
-_PAD = 15
+_PAD = 9
 """Instructions to see whether an input is in the padding."""
 _FOLD = 5
 """Instructions to add an input to the one it is folded with, beside the addition."""
