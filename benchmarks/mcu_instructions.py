@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tbn_compile import CompileOptions, compile_model
-from tbn_compile.targets.mcu.archive import read_program
-from tbn_compile.targets.mcu.boards import Board, find_board
-from tbn_compile.targets.mcu.c_constants import constant_definition
+from tbn_compile.targets.mcu.archive.archive import read_program
+from tbn_compile.targets.mcu.boards.emulator import count_on_board
+from tbn_compile.targets.mcu.boards.profile import Board, find_board
+from tbn_compile.targets.mcu.compiler.c_constants import constant_definition
+from tbn_compile.targets.mcu.compiler.dense import compile_dense_program
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.dense import compile_dense_program
-from tbn_compile.targets.mcu.emulator import count_on_board
 from tbn_compile.targets.mcu.program import Program
 from tbn_compile.tile import pack_bits
 

@@ -13,12 +13,12 @@ from typing import Any
 from tbn_compile.compiler import CompileOptions, compile_model
 from tbn_compile.errors import ModelError
 from tbn_compile.pipeline import ProgressCallback
-from tbn_compile.targets.mcu.archive import read_program
-from tbn_compile.targets.mcu.boards import Board, check_runs, find_board
+from tbn_compile.targets.mcu.archive.archive import read_program
+from tbn_compile.targets.mcu.boards.emulator import Counts, EmulatorRun, count_on_board
+from tbn_compile.targets.mcu.boards.image import Sections
+from tbn_compile.targets.mcu.boards.profile import Board, check_runs, find_board
+from tbn_compile.targets.mcu.compiler.dense import compile_dense_program
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.dense import compile_dense_program
-from tbn_compile.targets.mcu.emulator import Counts, EmulatorRun, count_on_board
-from tbn_compile.targets.mcu.image import Sections
 from tbn_compile.targets.mcu.program import Program
 
 SCHEMA_VERSION = 1

@@ -12,8 +12,8 @@ from tbn_compile.targets.mcu.cores import CORES
 from tbn_compile.targets.mcu.program import Optimization, Program
 
 if TYPE_CHECKING:
-    from tbn_compile.targets.mcu.boards import Board
-    from tbn_compile.targets.mcu.image import Sections
+    from tbn_compile.targets.mcu.boards.image import Sections
+    from tbn_compile.targets.mcu.boards.profile import Board
 
 
 class McuTarget:
@@ -40,11 +40,11 @@ class McuTarget:
                 archive cannot be written.
             UsageError: if an option has no valid meaning.
         """
-        from tbn_compile.targets.mcu.archive import write_archive  # noqa: PLC0415
-        from tbn_compile.targets.mcu.boards import check_runs, find_board  # noqa: PLC0415
-        from tbn_compile.targets.mcu.compilation import compile_program  # noqa: PLC0415
-        from tbn_compile.targets.mcu.emulator import build_image  # noqa: PLC0415
-        from tbn_compile.targets.mcu.sample import make_sample  # noqa: PLC0415
+        from tbn_compile.targets.mcu.archive.archive import write_archive  # noqa: PLC0415
+        from tbn_compile.targets.mcu.boards.emulator import build_image  # noqa: PLC0415
+        from tbn_compile.targets.mcu.boards.profile import check_runs, find_board  # noqa: PLC0415
+        from tbn_compile.targets.mcu.compiler.compilation import compile_program  # noqa: PLC0415
+        from tbn_compile.targets.mcu.compiler.sample import make_sample  # noqa: PLC0415
 
         optimization = _optimization(request.optimize)
         board = find_board(request.board) if request.board else None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tbn_compile.pipeline import ProgressCallback
 from tbn_compile.sessions import Arrays, Session, check_model, known_dims
-from tbn_compile.targets.mcu.archive import read_program
-from tbn_compile.targets.mcu.boards import Board, find_board
-from tbn_compile.targets.mcu.emulator import run_on_board, run_on_host
+from tbn_compile.targets.mcu.archive.archive import read_program
+from tbn_compile.targets.mcu.boards.emulator import run_on_board, run_on_host
+from tbn_compile.targets.mcu.boards.profile import Board, find_board
 from tbn_compile.targets.mcu.program import Program
 from tbn_compile.validation import (
     TOLERANCES,

@@ -154,9 +154,9 @@ def _validate(
 
 
 def _emit_project(artifact: Path, directory: Path, template: str, board: str | None) -> None:
-    from tbn_compile.targets.mcu.archive import read_program  # noqa: PLC0415
-    from tbn_compile.targets.mcu.boards import find_board  # noqa: PLC0415
-    from tbn_compile.targets.mcu.project import emit_project  # noqa: PLC0415
+    from tbn_compile.targets.mcu.archive.archive import read_program  # noqa: PLC0415
+    from tbn_compile.targets.mcu.boards.profile import find_board  # noqa: PLC0415
+    from tbn_compile.targets.mcu.projects.project import emit_project  # noqa: PLC0415
 
     program = read_program(artifact)
     emit_project(program, directory, template, find_board(board) if board else None)

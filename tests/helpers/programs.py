@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tbn_compile.pipeline import Pipeline
-from tbn_compile.targets.mcu.compilation import compile_program
+from tbn_compile.targets.mcu.compiler.compilation import compile_program
+from tbn_compile.targets.mcu.compiler.sample import make_sample
 from tbn_compile.targets.mcu.cores import CORES
 from tbn_compile.targets.mcu.program import Program
-from tbn_compile.targets.mcu.sample import make_sample
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic", "-O2")
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbn_compile.errors import ModelError, UsageError
-from tbn_compile.targets.mcu.archive import read_archive, read_program, write_archive
-from tbn_compile.targets.mcu.archive_metadata import write_metadata
+from tbn_compile.targets.mcu.archive.archive import read_archive, read_program, write_archive
+from tbn_compile.targets.mcu.archive.metadata import write_metadata
 from tbn_compile.targets.mcu.program import Sample, Tensor
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,7 +14,7 @@ from string import Template
 import pytest
 from helpers.mcu_program import SMALL_PROGRAM
 
-from tbn_compile.targets.mcu.archive import write_archive
+from tbn_compile.targets.mcu.archive.archive import write_archive
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
 COMPILERS = ["gcc", "clang"]

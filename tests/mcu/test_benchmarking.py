@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tbn_compile import ModelError
 from tbn_compile.command_line.benchmark import app
 from tbn_compile.targets.mcu import benchmarking
-from tbn_compile.targets.mcu.archive import write_archive
+from tbn_compile.targets.mcu.archive.archive import write_archive
 
 
 @pytest.fixture

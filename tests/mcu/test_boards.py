@@ -3,7 +3,7 @@
 import pytest
 
 from tbn_compile import ModelError, UsageError
-from tbn_compile.targets.mcu.boards import (
+from tbn_compile.targets.mcu.boards.profile import (
     Board,
     Emulator,
     Memory,

@@ -8,15 +8,15 @@ import pytest
 from helpers.board_program import INPUTS, board_program
 
 from tbn_compile import ModelError, UsageError
-from tbn_compile.targets.mcu import c_library, toolchain
-from tbn_compile.targets.mcu.boards import Emulator, Memory, board_names, find_board
-from tbn_compile.targets.mcu.emulator import (
+from tbn_compile.targets.mcu.boards import c_library, toolchain
+from tbn_compile.targets.mcu.boards.emulator import (
     Counts,
     build_image,
     count_on_board,
     run_on_board,
     run_on_host,
 )
+from tbn_compile.targets.mcu.boards.profile import Emulator, Memory, board_names, find_board
 
 ARM, RISCV = find_board("mps2-an386"), find_board("virt-rv32imc")
 CORES = {"cortex-m4": ARM, "rv32imc": RISCV, "rv32imafc": find_board("virt-rv32imafc")}

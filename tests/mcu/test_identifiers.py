@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbn_compile.targets.mcu.identifiers import identifiers
+from tbn_compile.targets.mcu.compiler.identifiers import identifiers
 
 
 @pytest.mark.parametrize(

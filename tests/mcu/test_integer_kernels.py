@@ -15,13 +15,13 @@ from tvm import relax
 from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax import Quantization, Step
 from tbn_compile.passes.relax.tiled_layer import constant_of
-from tbn_compile.targets.mcu.c_source import declaration, write_functions
+from tbn_compile.targets.mcu.compiler.c_source import declaration, write_functions
+from tbn_compile.targets.mcu.compiler.kernels import tiled_kernel
+from tbn_compile.targets.mcu.compiler.kernels.candidates import candidates
+from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
+from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import RunScale, distinct_rows
+from tbn_compile.targets.mcu.compiler.kernels.integer import integer_function, rescaling
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.kernels import tiled_kernel
-from tbn_compile.targets.mcu.kernels.candidates import candidates
-from tbn_compile.targets.mcu.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.kernels.distinct_rows import RunScale, distinct_rows
-from tbn_compile.targets.mcu.kernels.integer import integer_function, rescaling
 
 FLAGS = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
 some = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

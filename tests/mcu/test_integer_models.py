@@ -13,8 +13,8 @@ from helpers.quantization import (
     without_first_quantize,
 )
 
-from tbn_compile.targets.mcu.boards import find_board
-from tbn_compile.targets.mcu.emulator import count_on_board, run_on_board
+from tbn_compile.targets.mcu.boards.emulator import count_on_board, run_on_board
+from tbn_compile.targets.mcu.boards.profile import find_board
 
 SANITIZE = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
 

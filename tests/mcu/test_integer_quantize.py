@@ -11,8 +11,12 @@ from onnx import TensorProto, helper
 from tvm import relax
 
 from tbn_compile.passes.relax import Quantization
-from tbn_compile.targets.mcu.c_source import write_functions
-from tbn_compile.targets.mcu.kernels.quantize import LowerQuantize, quantize_function, thresholds
+from tbn_compile.targets.mcu.compiler.c_source import write_functions
+from tbn_compile.targets.mcu.compiler.kernels.quantize import (
+    LowerQuantize,
+    quantize_function,
+    thresholds,
+)
 
 FORMS = [
     Quantization(float(np.float32(1 / 255)), -128, "int8"),

@@ -5,8 +5,8 @@ import pytest
 from helpers.kernel_layers import counting_program, every_candidate, tiled_layer
 from runtime_models import Layer
 
-from tbn_compile.targets.mcu.boards import find_board
-from tbn_compile.targets.mcu.emulator import count_on_board
+from tbn_compile.targets.mcu.boards.emulator import count_on_board
+from tbn_compile.targets.mcu.boards.profile import find_board
 
 
 def layer(shape, tile_length, **attributes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbn_compile.targets.mcu.memory_plan import Lifetime, live_bytes, plan_memory
+from tbn_compile.targets.mcu.compiler.memory_plan import Lifetime, live_bytes, plan_memory
 
 
 @st.composite

@@ -12,8 +12,8 @@ import pytest
 from helpers.architectures import ARCHITECTURES
 from helpers.programs import STRICT, compile_for, largest_error, run_natively, write_sources
 
+from tbn_compile.targets.mcu.compiler.dense import compile_dense_program
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.dense import compile_dense_program
 
 NAMES = ("mlp", "cnn", *ARCHITECTURES)
 

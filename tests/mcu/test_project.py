@@ -10,10 +10,10 @@ import pytest
 from helpers.mcu_program import SMALL_PROGRAM, with_names
 
 from tbn_compile.errors import ModelError, UsageError
-from tbn_compile.targets.mcu.archive import read_program, write_archive
-from tbn_compile.targets.mcu.boards import find_board
+from tbn_compile.targets.mcu.archive.archive import read_program, write_archive
+from tbn_compile.targets.mcu.boards.profile import find_board
 from tbn_compile.targets.mcu.program import Sample
-from tbn_compile.targets.mcu.project import TEMPLATES, emit_project
+from tbn_compile.targets.mcu.projects.project import TEMPLATES, emit_project
 
 BOARDS = [
     ("microbit", "cortex-m0plus"),

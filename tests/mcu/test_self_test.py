@@ -8,8 +8,8 @@ import pytest
 from helpers.mcu_program import SMALL_PROGRAM
 
 from tbn_compile.errors import ModelError
+from tbn_compile.targets.mcu.archive.self_test import self_test_sources
 from tbn_compile.targets.mcu.program import Sample, Tensor
-from tbn_compile.targets.mcu.self_test import self_test_sources
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
 MAIN = """\

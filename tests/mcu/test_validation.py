@@ -11,7 +11,7 @@ from helpers.mcu_program import SMALL_PROGRAM
 from typer.testing import CliRunner
 
 from tbn_compile.command_line.validate import app
-from tbn_compile.targets.mcu.archive import write_archive
+from tbn_compile.targets.mcu.archive.archive import write_archive
 from tbn_compile.targets.mcu.validation import validate_archive
 
 MODEL = """g (float[{batch}, 8] x) => (float[{batch}, 4] y) {{
@@ -50,7 +50,8 @@ def archive(tmp_path):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    arguments = [str(argument) for argument in arguments]
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 from helpers.board_program import INPUTS, board_program
 
 from tbn_compile import ModelError
-from tbn_compile.targets.mcu import toolchain
-from tbn_compile.targets.mcu.boards import find_board
-from tbn_compile.targets.mcu.emulator import count_on_board, run_on_host
+from tbn_compile.targets.mcu.boards import toolchain
+from tbn_compile.targets.mcu.boards.emulator import count_on_board, run_on_host
+from tbn_compile.targets.mcu.boards.profile import find_board
 
 pytestmark = pytest.mark.slow  # the compiler takes 400 MB
 

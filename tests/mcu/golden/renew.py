@@ -16,8 +16,8 @@ def texts() -> dict[str, str]:
     """Every golden file: name to text."""
     from helpers.mcu_program import SMALL_PROGRAM
 
-    from tbn_compile.targets.mcu.archive_metadata import write_metadata
-    from tbn_compile.targets.mcu.self_test import SOURCE, self_test_sources
+    from tbn_compile.targets.mcu.archive.metadata import write_metadata
+    from tbn_compile.targets.mcu.archive.self_test import SOURCE, self_test_sources
 
     return {
         "metadata.json": write_metadata(SMALL_PROGRAM, TIME),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from tbn_compile.targets.mcu.kernels.arithmetic import scale_at
-from tbn_compile.targets.mcu.kernels.products import Load, Product, grid
-from tbn_compile.targets.mcu.kernels.tiled_function import (
+from tbn_compile.targets.mcu.compiler.kernels.arithmetic import scale_at
+from tbn_compile.targets.mcu.compiler.kernels.products import Load, Product, grid
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import (
     Arrays,
     Outputs,
     Parameters,

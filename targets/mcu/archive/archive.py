@@ -13,18 +13,18 @@ import numpy.typing as npt
 
 from tbn_compile.errors import ModelError, UsageError, clean
 from tbn_compile.files import staging_folder
-from tbn_compile.targets.mcu.archive_metadata import (
+from tbn_compile.targets.mcu.archive.metadata import (
     ModuleMetadata,
     TbnMetadata,
     TensorMetadata,
     read_metadata,
     write_metadata,
 )
-from tbn_compile.targets.mcu.c_constants import c_type
+from tbn_compile.targets.mcu.archive.self_test import self_test_sources
+from tbn_compile.targets.mcu.archive.tar_files import read_tar, write_tar
+from tbn_compile.targets.mcu.compiler.c_constants import c_type
 from tbn_compile.targets.mcu.cores import CORES
 from tbn_compile.targets.mcu.program import Operator, Program, Sample, Tensor
-from tbn_compile.targets.mcu.self_test import self_test_sources
-from tbn_compile.targets.mcu.tar_files import read_tar, write_tar
 
 _CODE = "codegen/host"
 _SELF_TEST = "self_test"

@@ -13,8 +13,8 @@ from tvm import te
 
 from tbn_compile.passes.relax.kernels import compute
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
-from tbn_compile.targets.mcu.kernels import cost_model
-from tbn_compile.targets.mcu.kernels.convolution import (
+from tbn_compile.targets.mcu.compiler.kernels import cost_model
+from tbn_compile.targets.mcu.compiler.kernels.convolution import (
     Geometry,
     Strip,
     by_columns,
@@ -22,10 +22,10 @@ from tbn_compile.targets.mcu.kernels.convolution import (
     scatter_function,
     strip_function,
 )
-from tbn_compile.targets.mcu.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.kernels.gemm import folded_bytes, gemm_function
-from tbn_compile.targets.mcu.kernels.products import GROUP, Direct, Lookup, Product
-from tbn_compile.targets.mcu.kernels.tiled_function import Arrays, TiledFunction
+from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
+from tbn_compile.targets.mcu.compiler.kernels.gemm import folded_bytes, gemm_function
+from tbn_compile.targets.mcu.compiler.kernels.products import GROUP, Direct, Lookup, Product
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import Arrays, TiledFunction
 
 TABLES = (2, 4, 8, 16)
 """How many tables a pass may use."""

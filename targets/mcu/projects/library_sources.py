@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tbn_compile.targets.mcu.boards import runtime_file
-from tbn_compile.targets.mcu.c_library import SOURCES, source_folder
+from tbn_compile.targets.mcu.boards.c_library import SOURCES, source_folder
+from tbn_compile.targets.mcu.boards.profile import runtime_file
 from tbn_compile.targets.mcu.cores import Core
 
 _WITHOUT_LIBRARY = frozenset({"riscv64-unknown-elf-gcc"})

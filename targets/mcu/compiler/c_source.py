@@ -14,7 +14,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from tbn_compile.errors import ModelError, clean
-from tbn_compile.targets.mcu.c_constants import c_type, float_literal
+from tbn_compile.targets.mcu.compiler.c_constants import c_type, float_literal
 
 PREFIX = "tvmgen_default_"
 """What every external name begins with, as consumers of the archive expect."""

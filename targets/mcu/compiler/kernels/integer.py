@@ -24,9 +24,9 @@ from tvm import tirx
 from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax.kernels import apply_epilogue
 from tbn_compile.passes.relax.tiled_layer import Quantization, Step, TiledLayer, constant_of
-from tbn_compile.targets.mcu.kernels.arithmetic import Arithmetic, Finish, scale_at
-from tbn_compile.targets.mcu.kernels.distinct_rows import DistinctRows, RunScale
-from tbn_compile.targets.mcu.kernels.tiled_function import TiledFunction
+from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic, Finish, scale_at
+from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows, RunScale
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import TiledFunction
 
 _LEAST_FRACTION = 8
 """Fewer bits are too coarse; then the epilogue is computed in float32."""

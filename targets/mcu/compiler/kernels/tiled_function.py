@@ -15,9 +15,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
-from tbn_compile.targets.mcu.kernels.arithmetic import Arithmetic
-from tbn_compile.targets.mcu.kernels.distinct_rows import DistinctRows
-from tbn_compile.targets.mcu.kernels.products import BufferSums, Load, Product, grid
+from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic
+from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows
+from tbn_compile.targets.mcu.compiler.kernels.products import BufferSums, Load, Product, grid
 from tbn_compile.tile import ReusePlan
 
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]

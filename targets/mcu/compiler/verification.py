@@ -12,7 +12,7 @@ from tbn_compile.errors import ModelError
 from tbn_compile.targets.mcu.program import Sample
 
 _TOLERANCE = 0.05
-"""Share of the largest magnitude: rounding and quantisation stay below it, other meanings do not."""
+"""Share of the largest magnitude: rounding and quantisation stay below it."""
 
 
 def verify_import(module: Any, sample: Sample) -> None:

@@ -224,7 +224,7 @@ def emulator_command(board: Board, image: str) -> list[str]:
 
 
 def _profiles() -> Any:
-    return files("tbn_compile.targets.mcu").joinpath("boards")
+    return files("tbn_compile.targets.mcu.boards").joinpath("profiles")
 
 
 def _read_board(name: str, text: str) -> Board:

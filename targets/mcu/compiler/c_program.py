@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tbn_compile.targets.mcu.c_constants import c_type, constant_definition
-from tbn_compile.targets.mcu.c_source import PREFIX, CFunction, declaration, unused
-from tbn_compile.targets.mcu.executor import Executable, Place, PlacedStep
+from tbn_compile.targets.mcu.compiler.c_constants import c_type, constant_definition
+from tbn_compile.targets.mcu.compiler.c_source import PREFIX, CFunction, declaration, unused
+from tbn_compile.targets.mcu.compiler.executor import Executable, Place, PlacedStep
 from tbn_compile.targets.mcu.program import Tensor
 
 HEADER = f"{PREFIX.rstrip('_')}.h"

@@ -8,13 +8,13 @@ from typing import Any
 
 from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of
+from tbn_compile.targets.mcu.compiler.kernels.arithmetic import float_arithmetic
+from tbn_compile.targets.mcu.compiler.kernels.candidates import Candidate, candidates, portable
+from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
+from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import distinct_rows
+from tbn_compile.targets.mcu.compiler.kernels.integer import integer_function
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import Arrays, TiledFunction, bytes_of
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.kernels.arithmetic import float_arithmetic
-from tbn_compile.targets.mcu.kernels.candidates import Candidate, candidates, portable
-from tbn_compile.targets.mcu.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.kernels.distinct_rows import distinct_rows
-from tbn_compile.targets.mcu.kernels.integer import integer_function
-from tbn_compile.targets.mcu.kernels.tiled_function import Arrays, TiledFunction, bytes_of
 from tbn_compile.targets.mcu.program import Optimization
 
 _WORKSPACE = {"ram": (128, 1 / 128), "balanced": (768, 1 / 16), "time": (inf, inf)}

@@ -12,10 +12,10 @@ import onnxruntime
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.loading import load_model
 from tbn_compile.pipeline import normalise
-from tbn_compile.targets.mcu.compilation import compile_program
+from tbn_compile.targets.mcu.compiler.compilation import compile_program
+from tbn_compile.targets.mcu.compiler.sample import make_sample
 from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.program import Optimization, Program
-from tbn_compile.targets.mcu.sample import make_sample
 
 
 def compile_dense_program(

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tbn_compile.errors import ModelError, clean
-from tbn_compile.targets.mcu.boards import Board, check_fit, linker_memory, runtime_file
-from tbn_compile.targets.mcu.c_library import prepare_c_library
-from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.toolchain import (
+from tbn_compile.targets.mcu.boards.c_library import prepare_c_library
+from tbn_compile.targets.mcu.boards.profile import Board, check_fit, linker_memory, runtime_file
+from tbn_compile.targets.mcu.boards.toolchain import (
     STRICT_FLAGS,
     CompilationError,
     Toolchain,
     find_toolchain,
 )
+from tbn_compile.targets.mcu.cores import CORES
 
 _SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}\.[chS]")

@@ -8,7 +8,9 @@ from typing import Any
 
 from tbn_compile.errors import UsageError, clean
 from tbn_compile.files import staging_folder
-from tbn_compile.targets.mcu.boards import (
+from tbn_compile.targets.mcu.archive.self_test import self_test_sources
+from tbn_compile.targets.mcu.boards.c_library import INCLUDE_FOLDERS
+from tbn_compile.targets.mcu.boards.profile import (
     Board,
     board_names,
     check_runs,
@@ -16,11 +18,9 @@ from tbn_compile.targets.mcu.boards import (
     find_board,
     support_files,
 )
-from tbn_compile.targets.mcu.c_library import INCLUDE_FOLDERS
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.library_sources import library_files
 from tbn_compile.targets.mcu.program import Program
-from tbn_compile.targets.mcu.self_test import self_test_sources
+from tbn_compile.targets.mcu.projects.library_sources import library_files
 from tbn_compile.targets.mcu.templating import render, template_names
 
 TEMPLATES = ("arduino", "cmake", "qemu", "zephyr")

@@ -14,8 +14,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window
-from tbn_compile.targets.mcu.kernels.distinct_rows import nibbles
-from tbn_compile.targets.mcu.kernels.products import (
+from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import nibbles
+from tbn_compile.targets.mcu.compiler.kernels.products import (
     GROUP,
     Load,
     Passes,
@@ -27,7 +27,7 @@ from tbn_compile.targets.mcu.kernels.products import (
     group_sizes,
     pack,
 )
-from tbn_compile.targets.mcu.kernels.tiled_function import (
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import (
     Arrays,
     CompleteSums,
     Outputs,

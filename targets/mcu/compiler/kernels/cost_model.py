@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import prod
 
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
+from tbn_compile.targets.mcu.compiler.kernels.convolution import Geometry, Strip
+from tbn_compile.targets.mcu.compiler.kernels.products import GROUP, group_sizes
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import extents_of
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.kernels.convolution import Geometry, Strip
-from tbn_compile.targets.mcu.kernels.products import GROUP, group_sizes
-from tbn_compile.targets.mcu.kernels.tiled_function import extents_of
 from tbn_compile.tile import ReusePlan
 
 _ADD_INPUT = 4.5

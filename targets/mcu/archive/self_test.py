@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tbn_compile.targets.mcu.c_constants import c_type, constant_definition, float_literal
+from tbn_compile.targets.mcu.compiler.c_constants import c_type, constant_definition, float_literal
 from tbn_compile.targets.mcu.program import Program
 from tbn_compile.targets.mcu.templating import render
 

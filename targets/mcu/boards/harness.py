@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tbn_compile.errors import ModelError, clean
-from tbn_compile.targets.mcu.boards import runtime_file
+from tbn_compile.targets.mcu.boards.profile import runtime_file
 from tbn_compile.targets.mcu.program import Program, Tensor
 
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tbn_compile.errors import ModelError, UsageError, clean
-from tbn_compile.targets.mcu.boards import Board, boards_for, check_runs, emulator_command
-from tbn_compile.targets.mcu.building import (
+from tbn_compile.targets.mcu.boards.building import (
     build_for_board,
     build_for_host,
     build_plug_in,
     check_file_names,
 )
+from tbn_compile.targets.mcu.boards.harness import (
+    Arrays,
+    harness_sources,
+    input_bytes,
+    read_results,
+)
+from tbn_compile.targets.mcu.boards.image import Image, read_image
+from tbn_compile.targets.mcu.boards.profile import Board, boards_for, check_runs, emulator_command
 from tbn_compile.targets.mcu.cores import CORES
-from tbn_compile.targets.mcu.harness import Arrays, harness_sources, input_bytes, read_results
-from tbn_compile.targets.mcu.image import Image, read_image
 from tbn_compile.targets.mcu.program import Program
 
 _EXECUTOR_FUNCTIONS = ("tvmgen_default_run", "tvmgen_default___tvm_main__")

@@ -6,16 +6,20 @@ import re
 from collections.abc import Iterable
 
 _LONGEST = 40
-_RESERVED = frozenset(
-    "alignas alignof asm auto bool break case catch char class const constexpr continue decltype "
-    "default delete do double else enum explicit export extern false final float for friend goto "
-    "if import inline int int8_t int16_t int32_t int64_t long mutable namespace new noexcept "
-    "nullptr operator override private protected public register restrict return short signed "
-    "size_t sizeof static static_assert struct switch template this thread_local throw true try "
-    "typedef typeid typename typeof uint8_t uint16_t uint32_t uint64_t union unsigned using "
-    "virtual void volatile wchar_t while workspace and and_eq bitand bitor compl not not_eq or "
-    "or_eq xor xor_eq main NULL errno".split()  # noqa: SIM905
-)
+_RESERVED = {
+    "alignas", "alignof", "asm", "auto", "bool", "break", "case", "catch", "char", "class",
+    "const", "constexpr", "continue", "decltype", "default", "delete", "do", "double",
+    "else", "enum", "explicit", "export", "extern", "false", "final", "float", "for",
+    "friend", "goto", "if", "import", "inline", "int", "int8_t", "int16_t", "int32_t",
+    "int64_t", "long", "mutable", "namespace", "new", "noexcept", "nullptr", "operator",
+    "override", "private", "protected", "public", "register", "restrict", "return", "short",
+    "signed", "size_t", "sizeof", "static", "static_assert", "struct", "switch", "template",
+    "this", "thread_local", "throw", "true", "try", "typedef", "typeid", "typename",
+    "typeof", "uint8_t", "uint16_t", "uint32_t", "uint64_t", "union", "unsigned", "using",
+    "virtual", "void", "volatile", "wchar_t", "while", "workspace", "and", "and_eq",
+    "bitand", "bitor", "compl", "not", "not_eq", "or", "or_eq", "xor", "xor_eq", "main",
+    "NULL", "errno",
+}  # fmt: skip
 """Words that cannot name a field: of C, of C++, of their headers, and of our own macros."""
 
 

@@ -11,15 +11,15 @@ from tvm import tirx
 
 from tbn_compile.errors import ModelError, TbnError, clean
 from tbn_compile.passes.onnx.tiled_nodes import tiled_nodes
-from tbn_compile.targets.mcu.c_program import HEADER, entry_source, header, program_source
-from tbn_compile.targets.mcu.c_source import CFunction, write_functions
+from tbn_compile.targets.mcu.compiler.c_program import HEADER, entry_source, header, program_source
+from tbn_compile.targets.mcu.compiler.c_source import CFunction, write_functions
+from tbn_compile.targets.mcu.compiler.executor import Executable, Steps, place_steps, read_steps
+from tbn_compile.targets.mcu.compiler.graph_import import check_static, import_graph
+from tbn_compile.targets.mcu.compiler.identifiers import identifiers
+from tbn_compile.targets.mcu.compiler.lowering import KERNEL, WEIGHTS, lower
+from tbn_compile.targets.mcu.compiler.verification import verify_import
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.executor import Executable, Steps, place_steps, read_steps
-from tbn_compile.targets.mcu.graph_import import check_static, import_graph
-from tbn_compile.targets.mcu.identifiers import identifiers
-from tbn_compile.targets.mcu.lowering import KERNEL, WEIGHTS, lower
 from tbn_compile.targets.mcu.program import Operator, Optimization, Program, Sample, Tensor
-from tbn_compile.targets.mcu.verification import verify_import
 
 
 def compile_program(

@@ -21,11 +21,11 @@ from tbn_compile.passes.relax import (
     read_layer,
 )
 from tbn_compile.passes.relax.tiled_layer import element_type
+from tbn_compile.targets.mcu.compiler.kernels import tiled_kernel
+from tbn_compile.targets.mcu.compiler.kernels.quantize import LowerQuantize
+from tbn_compile.targets.mcu.compiler.schedule import ScheduleForSmallCores
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.kernels import tiled_kernel
-from tbn_compile.targets.mcu.kernels.quantize import LowerQuantize
 from tbn_compile.targets.mcu.program import Optimization
-from tbn_compile.targets.mcu.schedule import ScheduleForSmallCores
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 """Operators that move no data: the executor gives their result the place of their argument."""

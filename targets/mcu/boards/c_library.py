@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tbn_compile.errors import UsageError
-from tbn_compile.targets.mcu.boards import runtime_file
+from tbn_compile.targets.mcu.boards.profile import runtime_file
+from tbn_compile.targets.mcu.boards.toolchain import CompilationError, Toolchain
 from tbn_compile.targets.mcu.cores import Core
-from tbn_compile.targets.mcu.toolchain import CompilationError, Toolchain
 
 _PACKAGE = "pythondata_software_picolibc"
 _PARTS = {

@@ -13,9 +13,14 @@ import tvm
 from tvm import relax
 
 from tbn_compile.errors import ModelError, clean
-from tbn_compile.targets.mcu.c_source import CFunction
-from tbn_compile.targets.mcu.lowering import VIEWS
-from tbn_compile.targets.mcu.memory_plan import Lifetime, MemoryPlan, live_bytes, plan_memory
+from tbn_compile.targets.mcu.compiler.c_source import CFunction
+from tbn_compile.targets.mcu.compiler.lowering import VIEWS
+from tbn_compile.targets.mcu.compiler.memory_plan import (
+    Lifetime,
+    MemoryPlan,
+    live_bytes,
+    plan_memory,
+)
 
 Array: TypeAlias = npt.NDArray[Any]
 

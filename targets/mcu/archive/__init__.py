@@ -1,0 +1,1 @@
+"""The Model Library Format archive: what is in it, written and read."""

@@ -1,0 +1,1 @@
+"""Boards: profiles, building for them, running on them in an emulator."""

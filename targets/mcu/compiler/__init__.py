@@ -1,0 +1,1 @@
+"""From a lowered graph to C: import, kernels, schedules, memory plan, text."""

@@ -1,0 +1,1 @@
+"""Complete projects that build a program: CMake, QEMU, Arduino, Zephyr."""
