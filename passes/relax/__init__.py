@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tbn_compile.passes.relax.fold_batch_norm import FoldBatchNorm
     from tbn_compile.passes.relax.fuse_activation import FuseActivation
     from tbn_compile.passes.relax.fuse_affine import FuseAffine
+    from tbn_compile.passes.relax.fuse_max_pool import FuseMaxPool
     from tbn_compile.passes.relax.fuse_quantization import FuseQuantization
     from tbn_compile.passes.relax.fuse_residual import FuseResidual
     from tbn_compile.passes.relax.lower_tiled_calls import LowerTiledCalls
@@ -40,6 +41,7 @@ _HOME = {
     "FoldBatchNorm": "fold_batch_norm",
     "FuseActivation": "fuse_activation",
     "FuseAffine": "fuse_affine",
+    "FuseMaxPool": "fuse_max_pool",
     "FuseQuantization": "fuse_quantization",
     "FuseResidual": "fuse_residual",
     "LowerTiledCalls": "lower_tiled_calls",
@@ -59,6 +61,7 @@ __all__ = [
     "FoldBatchNorm",
     "FuseActivation",
     "FuseAffine",
+    "FuseMaxPool",
     "FuseQuantization",
     "FuseResidual",
     "LowerTiledCalls",

@@ -15,7 +15,7 @@ Rule: TypeAlias = Callable[[Any, int, TiledLayer], TiledLayer | None]
 """(follower, which of its arguments is the tiled result, layer) to the fused layer, or None."""
 
 
-def fuse_followers(function: Any, rule: Rule) -> Any:
+def fuse_followers(function: Any, rule: Rule, *, after_rounding: bool = False) -> Any:
     """Replace calls that alone use a tiled result by the fused layer, wherever `rule` gives one.
 
     A call that gives a tuple, as batch_norm does, is replaced where only its first item is used.
@@ -23,9 +23,10 @@ def fuse_followers(function: Any, rule: Rule) -> Any:
     Args:
         function: a Relax function.
         rule: see `Rule`; called in the order of execution, so that chains fuse in one walk.
+        after_rounding: whether it may also follow the rounding of a result to integers.
     """
     function = relax.analysis.remove_all_unused(function)
-    fused = _Fuser(rule, _count_uses(function)).visit_expr(function)
+    fused = _Fuser(rule, _count_uses(function), after_rounding).visit_expr(function)
     return relax.analysis.remove_all_unused(fused)
 
 
@@ -53,9 +54,10 @@ def with_constants(mutator: Any, call: Any) -> Any:
 
 @relax.expr_functor.mutator
 class _Fuser(relax.PyExprMutator):
-    def __init__(self, rule: Rule, uses: Counter[Any]) -> None:
+    def __init__(self, rule: Rule, uses: Counter[Any], after_rounding: bool) -> None:
         super().__init__()
         self._rule = rule
+        self._after_rounding = after_rounding
         self._uses = uses
 
     def visit_call_(self, call: Any) -> Any:
@@ -79,8 +81,7 @@ class _Fuser(relax.PyExprMutator):
             if not sole[position] or not is_tiled(source):
                 continue
             layer = read_layer(with_constants(self, source))
-            # Nothing follows the rounding to integers inside a layer.
-            if layer.output_quantization:
+            if layer.pool or (layer.output_quantization and not self._after_rounding):
                 continue
             fused = self._rule(with_constants(self, call), position, layer)
             if fused is not None:

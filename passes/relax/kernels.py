@@ -5,7 +5,8 @@ Stages, each a named block that a schedule can find:
 * "padded": the activation of a convolution with zeros around it, only where there is padding;
 * "folded": float32, inputs that meet the same signs added up;
 * "product": float32, the distinct rows only, bits unpacked where they are used;
-* "epilogue": the scaled copies of those rows with bias, residual and activation, in T.
+* "epilogue": the scaled copies of those rows with bias, residual and activation, in T;
+* "pooled": the greatest elements of windows, only where a layer pools.
 
 Of an integer activation, "folded" and "product" are exact int32 sums of integer - zero point. The
 epilogue is float32 there too; its result is rounded half to even where integers are asked for.
@@ -169,7 +170,23 @@ def _conv(layer: TiledLayer, window: Window, signs: Signs, x: Any, operands: Seq
         return apply_epilogue(layer, value, row, place, operands)
 
     shape = [x.shape[0], _extent(layer.weight.outputs), *results]
-    return te.compute(shape, finish, name="epilogue")
+    return _pooled(layer, te.compute(shape, finish, name="epilogue"))
+
+
+def _pooled(layer: TiledLayer, values: Any) -> Any:
+    """The greatest element of each window; all of them without pooling."""
+    if not layer.pool:
+        return values
+
+    def greatest(*place: Index) -> Any:
+        within = [te.reduce_axis((0, _extent(size)), name="pool") for size in layer.pool]
+        source = [
+            at * size + offset
+            for at, size, offset in zip(place[2:], layer.pool, within, strict=True)
+        ]
+        return te.max(values[(*place[:2], *source)], axis=within)
+
+    return te.compute(layer.result_shape(), greatest, name="pooled")
 
 
 @dataclass(frozen=True)

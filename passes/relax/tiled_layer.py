@@ -168,6 +168,8 @@ class TiledLayer:
         input_quantization: what the integers of x stand for, or None.
         output_quantization: what the integers of the result stand for, or None; only with integer
             activations. The result is rounded to them, half to even, after the epilogue.
+        pool: of a convolution, the extents of windows that lie side by side; the greatest element
+            of each is the result, the last step of all. Empty: every element is.
     """
 
     x: Any
@@ -179,6 +181,7 @@ class TiledLayer:
     epilogue: tuple[Step, ...]
     input_quantization: Quantization | None = None
     output_quantization: Quantization | None = None
+    pool: tuple[int, ...] = ()
 
     @property
     def element_type(self) -> str:
@@ -240,6 +243,8 @@ class TiledLayer:
                 "output_zero_point": self.output_quantization.zero_point,
                 "output_dtype": self.output_quantization.dtype,
             }
+        if self.pool:
+            attributes["pool"] = list(self.pool)
         operands = [step.operand for step in self.epilogue if step.operand is not None]
         return relax.Call(
             tvm.ir.Op.get(CONV if self.window else GEMM),
@@ -258,6 +263,12 @@ class TiledLayer:
 
     def result_shape(self) -> list[Any]:
         """The extents of Y."""
+        shape = self.epilogue_shape()
+        pooled = [extent // size for extent, size in zip(shape[2:], self.pool, strict=False)]
+        return [*shape[:2], *pooled] if self.pool else shape
+
+    def epilogue_shape(self) -> list[Any]:
+        """The extents of what the epilogue gives, before it is pooled."""
         shape = list(self.x.ty.shape.values)
         if self.window is None:
             return [*shape[:-1], self.weight.outputs]
@@ -344,6 +355,7 @@ def tiled_binary_conv(
     groups: int = 1,
     input_quantization: Quantization | None = None,
     output_quantization: Quantization | None = None,
+    pool: Sequence[int] = (),
 ) -> Any:
     """A call Y = epilogue(Conv(X, W)) with W a repeated binary tile, 1 to 3 spatial axes.
 
@@ -364,6 +376,7 @@ def tiled_binary_conv(
         groups: as `group` in ONNX Conv.
         input_quantization: what the integers of x stand for, if it holds integers.
         output_quantization: what the integers of the result shall stand for, if it shall hold any.
+        pool: extents of windows side by side, of which only the greatest elements are wanted.
 
     Returns:
         The Relax call, T[batch, N, o1..on] or integers.
@@ -401,6 +414,7 @@ def tiled_binary_conv(
         tuple(epilogue),
         input_quantization,
         output_quantization,
+        tuple(pool),
     )
     return _checked(layer).call()
 
@@ -428,7 +442,8 @@ def read_layer(call: Any) -> TiledLayer:
         groups=groups,
     )
     epilogue = _read_epilogue(attributes["epilogue"], operands, attributes["bounds"])
-    layer = TiledLayer(x, tile, scale, weight, plan, window, epilogue)
+    pool = tuple(map(int, attributes["pool"])) if "pool" in attributes else ()
+    layer = TiledLayer(x, tile, scale, weight, plan, window, epilogue, pool=pool)
     return _with_quantization(layer, attributes)
 
 
@@ -486,7 +501,11 @@ def _checked(layer: TiledLayer) -> TiledLayer:
         raise ModelError(f"X of {len(extents)} dimensions does not fit weight shape {weight.shape}")
     if not _is_static(extents[axis]) or int(extents[axis]) != needed:
         raise ModelError(f"X has {_text(extents[axis])} inputs; the weight takes {needed}")
-    result = layer.result_shape()
+    if layer.pool and (not layer.window or len(layer.pool) != len(weight.shape) - 2):
+        raise ModelError(f"pool {layer.pool} does not fit weight shape {weight.shape}")
+    if not all(1 <= size < _LARGEST for size in layer.pool):
+        raise ModelError(f"pool {layer.pool} must hold values from 1 to 2^40")
+    result = layer.epilogue_shape()
     known = [int(extent) for extent in result if _is_static(extent)]
     if prod(known) > MAX_ELEMENTS:
         raise ModelError(f"the result of {known} elements exceeds {MAX_ELEMENTS}")
@@ -522,7 +541,7 @@ def _check_step(step: Step, layer: TiledLayer) -> None:
             raise ModelError(f"clip bounds {step.bounds} must be ordered numbers")
     expected = {
         "bias": relax.TensorType([layer.weight.outputs], layer.element_type),
-        "residual": relax.TensorType(layer.result_shape(), layer.element_type),
+        "residual": relax.TensorType(layer.epilogue_shape(), layer.element_type),
     }.get(step.kind)
     if expected is not None and step.operand.ty != expected:
         raise ModelError(f"{step.kind} is {step.operand.ty}; it must be {expected}")

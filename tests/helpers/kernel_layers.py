@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 _WINDOW = {"strides": "strides", "dilations": "dilations", "pads": "pads", "group": "groups"}
 
 
-def tiled_layer(layer, x_shape, residual=False):
+def tiled_layer(layer, x_shape, residual=False, pool=()):
     """The call that a `Layer` of `tests/runtime` stands for, taken apart."""
     attributes = layer.attributes
     epilogue = []
@@ -52,6 +52,8 @@ def tiled_layer(layer, x_shape, residual=False):
     if residual:
         kind = read_layer(make(x, *tensors, **fields)).result_type()
         epilogue.insert(0, Step("residual", operand=relax.Var("residual", kind)))
+    if pool:
+        fields["pool"] = pool
     return read_layer(make(x, *tensors, epilogue, **fields))
 
 

@@ -24,24 +24,45 @@ def test_conv(case, residual, data):
     assert_right(*case, residual, data)
 
 
-def assert_right(layer, x, residual, data):
+@many
+@given(conv_cases(), st.booleans(), st.data())
+def test_pooled_conv(case, residual, data):
+    layer, x = case
     assume(x.size > 0)
-    call = tiled_layer(layer, x.shape, residual)
+    results = expected(layer, x).shape[2:]
+    pool = tuple(data.draw(st.integers(1, min(3, extent)), "pool") for extent in results)
+    assert_right(layer, x, residual, data, pool)
+
+
+def assert_right(layer, x, residual, data, pool=()):
+    assume(x.size > 0)
+    call = tiled_layer(layer, x.shape, residual, pool)
     candidate = data.draw(st.sampled_from(every_candidate(call)), "kernel")
     added = np.random.default_rng(5).normal(size=expected(layer, x).shape).astype(np.float32)
-    assert_close(candidate, layer, x, added if residual else None)
+    assert_close(candidate, layer, x, added if residual else None, pool)
 
 
-def assert_close(candidate, layer, x, residual):
+def pooled(values, pool):
+    """The greatest element of each window; elements beyond the last whole one are dropped."""
+    for axis, size in enumerate(pool, start=2):
+        whole = values.shape[axis] // size
+        values = np.take(values, range(whole * size), axis)
+        windows = values.reshape(*values.shape[:axis], whole, size, *values.shape[axis + 1 :])
+        values = windows.max(axis + 1)
+    return values
+
+
+def assert_close(candidate, layer, x, residual, pool=()):
     function, constants = candidate.build()
     operands = [] if residual is None else [residual]
     if layer.bias is not None:
         operands.append(layer.bias.astype(np.float32))
     actual = run(function, x, *constants, *operands)
     layer = replace(layer, scale=layer.scale.astype(np.float32).astype(np.float64))
-    wanted = expected(layer, x, residual)
+    wanted = pooled(expected(layer, x, residual), pool)
     assert actual.shape == wanted.shape
-    assert (np.abs(actual - wanted) <= TOLERANCE * largest_sums(layer, x, residual)).all()
+    allowed = TOLERANCE * pooled(largest_sums(layer, x, residual), pool)
+    assert (np.abs(actual - wanted) <= allowed).all()
 
 
 def expected(layer, x, residual=None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from typing import Any
 
 from tbn_compile.errors import ModelError
@@ -13,12 +13,18 @@ from tbn_compile.targets.mcu.compiler.kernels.candidates import Candidate, candi
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
 from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import distinct_rows
 from tbn_compile.targets.mcu.compiler.kernels.integer import integer_function
-from tbn_compile.targets.mcu.compiler.kernels.tiled_function import Arrays, TiledFunction, bytes_of
+from tbn_compile.targets.mcu.compiler.kernels.tiled_function import (
+    Arrays,
+    TiledFunction,
+    bytes_of,
+    extents_of,
+)
 from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.program import Optimization
 
-_WORKSPACE = {"ram": (128, 1 / 128), "balanced": (768, 1 / 16), "time": (inf, inf)}
-"""What kernels may use for speed: bytes, or more if it is a smaller share of their tensors."""
+_WORKSPACE = {"ram": (192, 1 / 128, 0), "balanced": (768, 1 / 16, 1), "time": (inf, inf, 1)}
+"""What kernels may use for speed, beyond the least: bytes; or more, if it is a smaller share of
+their tensors, or of what pooling at once saves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +81,20 @@ def choose_kernel(function: TiledFunction, optimization: Optimization, costs: Co
         costs: of the arithmetic on the core.
     """
     every = list(candidates(function, costs))
-    floor, share = _WORKSPACE[optimization]
-    tensors = (function.layer.x.ty, function.layer.result_type())
+    floor, share, spent = _WORKSPACE[optimization]
+    layer = function.layer
+    tensors = bytes_of(layer.x.ty) + bytes_of(layer.result_type())
     least = min(candidate.workspace_bytes for candidate in every)
-    limit = max(least, floor, share * sum(map(bytes_of, tensors)))
+    limit = least + max(floor, share * tensors, spent * _saved_bytes(layer))
     allowed = [candidate for candidate in every if candidate.workspace_bytes <= limit]
     return _built(min(allowed, key=lambda c: c.instructions), function.layer)
+
+
+def _saved_bytes(layer: TiledLayer) -> int:
+    """Bytes of what the epilogue gives that need no room, because it is pooled at once."""
+    result = layer.result_type()
+    itemsize = bytes_of(result) // prod(extents_of(result))
+    return prod(int(extent) for extent in layer.epilogue_shape()) * itemsize - bytes_of(result)
 
 
 def _built(candidate: Candidate, layer: TiledLayer) -> Kernel:

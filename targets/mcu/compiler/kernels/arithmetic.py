@@ -25,7 +25,7 @@ class Arithmetic:
         table: element type of partial sums of four inputs.
         sums: element type of the sums.
         zero_point: what the activation has for zero.
-        constants: arrays that `finish` reads.
+        constants: arrays that `finish` reads; where rows have scales, theirs come first.
         finish: scale and epilogue.
     """
 

@@ -15,12 +15,17 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
-from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic
+from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic, scale_at
 from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows
 from tbn_compile.targets.mcu.compiler.kernels.products import BufferSums, Load, Product, grid
 from tbn_compile.tile import ReusePlan
 
 Arrays: TypeAlias = tuple[npt.NDArray[Any], ...]
+Store: TypeAlias = Callable[[Any, Sequence[Any]], None]
+"""(value, place) → stored there."""
+
+_MONOTONIC = {"bias", "clip"}
+"""Steps of an epilogue that keep the order of their results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,14 @@ class TiledFunction:
 
     @property
     def _sums_fit_result(self) -> bool:
-        return str(self.layer.result_type().dtype) == self.arithmetic.sums
+        fits = str(self.layer.result_type().dtype) == self.arithmetic.sums
+        return fits and not self.layer.pool
+
+    @property
+    def pools_sums(self) -> bool:
+        """Whether the greatest output of a window comes from its greatest or its least sum."""
+        steps = {step.kind for step in self.layer.epilogue}
+        return bool(self.layer.pool) and self.weight.row_scale is not None and steps <= _MONOTONIC
 
     def write(self, packed: Arrays, body: Callable[[Parameters], None]) -> tuple[Any, Arrays]:
         """The PrimFunc and its constants.
@@ -114,6 +126,35 @@ class Parameters:
         zero = arithmetic.zero_point
         return value - tirx.const(zero, arithmetic.sums) if zero else value
 
+    def falls(self, output: Any) -> Any:
+        """Whether an output falls as its sum rises."""
+        scale = self.function.weight.row_scale
+        if scale is None or (scale.values >= 0).all():
+            return tirx.const(False, "bool")
+        return scale_at(scale, self.constants[0], output) < 0
+
+    def put(self, value: Any, place: Sequence[Any]) -> None:
+        """Store an element of the result."""
+        T.buffer_store(self.y, value, place)
+
+    def store(self, value: Any, place: Sequence[Any]) -> None:
+        """Store what the epilogue gives at a place, if it is pooled the greatest of its window.
+
+        Positions must come in ascending order: the first of a window begins it.
+        """
+        pool = self.function.layer.pool
+        if not pool:
+            self.put(value, place)
+            return
+        position = list(zip(place[2:], pool, strict=True))
+        target = [*place[:2], *(at // size for at, size in position)]
+        begins = tirx.all(*(at % size == 0 for at, size in position))
+        extents = extents_of(self.function.layer.result_type())[2:]
+        inside = tirx.all(*(at < e * s for (at, s), e in zip(position, extents, strict=True)))
+        with T.If(inside), T.Then():
+            greater = tirx.any(begins, self.y[tuple(target)] < value)
+            T.buffer_store(self.y, tirx.Select(greater, value, self.y[tuple(target)]), target)
+
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
@@ -167,31 +208,73 @@ class Outputs:
             sums: of the distinct rows.
             positions: extents of the positions of each sum.
         """
+        if positions and self.parameters.function.pools_sums:
+            self._write_greatest(sums)
+            return
         with T.serial(0, self._copies) as done:
             copy = self._copies - 1 - done
             rows = self._plan.distinct_rows
             if self._plan.rows % rows:
                 rows = tirx.min(rows, self._plan.rows - copy * rows)
             with grid((rows, *positions)) as (row, *position):
-                self._write(sums.load(row, *position), row, copy, position)
+                value = sums.load(row, *position)
+                self._write(
+                    lambda _output, value=value: value, row, copy, position, self.parameters.store
+                )
+
+    def _write_greatest(self, sums: BufferSums) -> None:
+        """Write every output from the greatest sum of its window; the least if its scale falls."""
+        layer = self.parameters.function.layer
+        pooled = extents_of(layer.result_type())[2:]
+        with grid((self._plan.distinct_rows, *pooled)) as (row, *position):
+            extremes = T.alloc_buffer((2,), sums.dtype, scope="local")
+            for offsets in np.ndindex(*layer.pool):
+                window = zip(position, layer.pool, offsets, strict=True)
+                value = T.bind(sums.load(row, *(at * size + ahead for at, size, ahead in window)))
+                is_first = not any(offsets)
+                greatest, least = (
+                    value if is_first else tirx.Select(beyond, value, extremes[index])
+                    for index, beyond in enumerate((extremes[0] < value, value < extremes[1]))
+                )
+                T.buffer_store(extremes, greatest, [0])
+                T.buffer_store(extremes, least, [1])
+            falls = self.parameters.falls
+            self._write_copies(
+                lambda output: tirx.Select(falls(output), extremes[1], extremes[0]),
+                row,
+                position,
+                self.parameters.put,
+            )
 
     def write_row(self, value: Any, row: Any) -> None:
         """Write the outputs that are scaled copies of one complete sum."""
         value = T.bind(value)
+        self._write_copies(lambda _output: value, row, (), self.parameters.store)
+
+    def _write_copies(
+        self, value: Callable[[Any], Any], row: Any, position: Sequence[Any], store: Store
+    ) -> None:
         with T.serial(0, self._copies) as copy, ExitStack() as condition:
             if self._plan.rows % self._plan.distinct_rows:
                 inside = copy * self._plan.distinct_rows + row < self._plan.rows
                 condition.enter_context(T.If(inside))
                 condition.enter_context(T.Then())
-            self._write(value, row, copy, ())
+            self._write(value, row, copy, position, store)
 
-    def _write(self, value: Any, row: Any, copy: Any, position: Sequence[Any]) -> None:
+    def _write(
+        self,
+        value: Callable[[Any], Any],
+        row: Any,
+        copy: Any,
+        position: Sequence[Any],
+        store: Store,
+    ) -> None:
         output = self.group * self._plan.rows + copy * self._plan.distinct_rows + row
-        indices = list(self.place(output, *position))
+        place = list(self.place(output, *position))
         result = self.parameters.function.arithmetic.finish(
-            value, output, indices, self.parameters.constants, self.parameters.operands
+            value(output), output, place, self.parameters.constants, self.parameters.operands
         )
-        T.buffer_store(self.parameters.y, result, indices)
+        store(result, place)
 
     @property
     def _plan(self) -> ReusePlan:
