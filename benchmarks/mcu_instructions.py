@@ -9,6 +9,8 @@ Micro 511 937, CMSIS-NN (int8) 197 768.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -125,6 +127,26 @@ def main() -> None:
     full = row(table, "dense float", dense(cnn, "cortex-m4"), board)
     console.print(table)
     console.print(f"{full / ours:.1f} x fewer instructions than dense\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        without_fpu(console, Path(folder))
+
+
+def without_fpu(console: Console, folder: Path) -> None:
+    """Tables of float against int8 activations on cores without an FPU."""
+    core = "cortex-m0plus"
+    for name, board in (("mlp", "microbit"), ("cnn", "mps2-an385")):
+        model, integers = EXAMPLES / f"{name}.onnx", folder / f"{name}.int8.onnx"
+        command = (sys.executable, EXAMPLES / "quantize.py", model, integers)
+        subprocess.run(command, check=True, capture_output=True)
+        table = new_table(f"{name}.onnx, {core}")
+        floats = row(table, f"float32, {board}", tiled(model, core), find_board(board))
+        program = tiled(integers, core)
+        ours = row(table, f"int8, {board}", program, find_board(board))
+        if board != "microbit":
+            row(table, "int8, microbit", program, find_board("microbit"))
+        console.print(table)
+        console.print(f"{floats / ours:.1f} x fewer instructions with int8\n")
 
 
 if __name__ == "__main__":
