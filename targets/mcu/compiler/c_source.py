@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,7 @@ PREFIX = "tvmgen_default_"
 _TARGET = tvm.target.Target("c")
 _NARROW = {"int8": "int32", "int16": "int32", "uint8": "uint32", "uint16": "uint32"}
 _BITS = "float_bits_"
+_VARIABLE = re.compile(r"^ *(?:_Bool|float|u?int\d+_t) (\w+) = .*;\n", re.M)
 _SPELLING = (
     (re.compile(rf"{_BITS}([0-9a-f]{{8}})\(\)"), lambda m: float_literal(_float_of(m[1]))),
     (re.compile(r"\bbool\b"), lambda _: "_Bool"),
@@ -251,4 +253,13 @@ def _body(symbol: str, source: str) -> str:
     body = match[1]
     for spelled, replacement in _SPELLING:
         body = spelled.sub(replacement, body)
-    return body
+    return _without_idle_variables(body)
+
+
+def _without_idle_variables(body: str) -> str:
+    """The body less the variables that TVM's passes leave unused; their values are pure."""
+    words = Counter(re.findall(r"\w+", body))
+    idle = [match for match in _VARIABLE.finditer(body) if words[match[1]] == 1]
+    for match in idle:
+        body = body.replace(match[0], "")
+    return _without_idle_variables(body) if idle else body
