@@ -359,11 +359,11 @@ def _scale_follows_columns(layer: TiledLayer) -> bool:
 
 
 def _clip(value: Any, lower: float, upper: float) -> Any:
-    """Clamp by comparisons that a NaN fails, so that it passes through."""
+    """Clamp with the bound first, which a NaN in second place passes."""
     low, high = (tirx.const(bound, "float32") for bound in (lower, upper))
     if lower != -float("inf"):
-        value = tirx.Select(value < low, low, value)
-    return value if upper == float("inf") else tirx.Select(value > high, high, value)
+        value = tirx.Max(low, value)
+    return value if upper == float("inf") else tirx.Min(high, value)
 
 
 def _gelu(value: Any) -> Any:

@@ -23,12 +23,15 @@ class Tensor:
         identifier: its field in the C structs; a valid, distinct C identifier.
         shape: static extents.
         dtype: element type, as numpy names it.
+        step: of an output of dequantised integers, what one of them is worth; else 0. Rounding
+            may move such an output by a step.
     """
 
     name: str
     identifier: str
     shape: tuple[int, ...]
     dtype: str
+    step: float = 0.0
 
     @property
     def nbytes(self) -> int:

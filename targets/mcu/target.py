@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from tbn_compile.errors import UsageError, clean
+from tbn_compile.errors import ModelError, UsageError, clean
 from tbn_compile.targets import Package, Request
 from tbn_compile.targets.mcu.cores import CORES
 from tbn_compile.targets.mcu.program import Optimization, Program
@@ -44,21 +45,38 @@ class McuTarget:
         from tbn_compile.targets.mcu.boards.emulator import build_image  # noqa: PLC0415
         from tbn_compile.targets.mcu.boards.profile import check_runs, find_board  # noqa: PLC0415
         from tbn_compile.targets.mcu.compiler.compilation import compile_program  # noqa: PLC0415
+        from tbn_compile.targets.mcu.compiler.graph_import import check_graph  # noqa: PLC0415
         from tbn_compile.targets.mcu.compiler.sample import make_sample  # noqa: PLC0415
 
         optimization = _optimization(request.optimize)
         board = find_board(request.board) if request.board else None
         if board is not None:
             check_runs(board, self.core.name)
+        check_graph(request.graph)
         sample = make_sample(request.source, request.graph, request.input_dims)
         name = request.source.stem
         left: list[str] = []
         program = compile_program(request.graph, self.core, optimization, sample, name, left.append)
-        sections = build_image(program, board).sections if board else None
+        with _naming_peak(program):
+            sections = build_image(program, board).sections if board else None
         write_archive(program, request.output)
         details = dict(_details(program, board, sections)) | {"left_in_float": left}
         kept = tuple(f"A layer after integers computes in float: {clean(why)}" for why in left)
         return Package((request.output,), details, _lines(program, board, sections) + kept)
+
+
+@contextmanager
+def _naming_peak(program: Program) -> Generator[None]:
+    try:
+        yield
+    except ModelError as error:
+        peak = program.peak_operator
+        if peak is None or "does not fit" not in str(error):
+            raise
+        raise ModelError(
+            f"{error}; the workspace takes {program.workspace_bytes:,} bytes of RAM, most of it in "
+            f"{clean(peak.layer, 60)}"
+        ) from error
 
 
 def _optimization(name: str | None) -> Optimization:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tbn_compile.pipeline import ProgressCallback
 from tbn_compile.sessions import Arrays, Session, check_model, known_dims
 from tbn_compile.targets.mcu.archive.archive import read_program
 from tbn_compile.targets.mcu.boards.emulator import run_on_board, run_on_host
 from tbn_compile.targets.mcu.boards.profile import Board, find_board
-from tbn_compile.targets.mcu.program import Program
+from tbn_compile.targets.mcu.program import Program, Tensor
 from tbn_compile.validation import (
     TOLERANCES,
     ValidationReport,
@@ -47,7 +49,7 @@ def validate_archive(
         seed: of the first random set of inputs; the next ones count up.
         input_sets: how many random sets.
         tolerance: greatest error relative to the largest magnitude, for every output; by default
-            1e-5 for float32, and 0 for integers.
+            1e-5 for float32, one step for dequantised integers, and 0 for integers.
         input_dims: extents for symbolic dimensions; by default those of the archive.
         progress: called as steps are done, or None.
 
@@ -73,12 +75,18 @@ def validate_archive(
     _report(progress, 1)
     results = _run(program, place, sets)
     _report(progress, 2)
-    outputs = compare_outputs(
-        references,
-        results,
-        f"board {place.name}" if place else "host",
-        lambda dtype: _allowed(dtype) if tolerance is None else tolerance,
-    )
+    outputs = [
+        comparison
+        for tensor in program.outputs
+        for comparison in compare_outputs(
+            [{tensor.name: arrays[tensor.name]} for arrays in references],
+            [{tensor.name: arrays[tensor.name]} for arrays in results],
+            f"board {place.name}" if place else "host",
+            lambda _dtype, tensor=tensor: (
+                _allowed(tensor, references) if tolerance is None else tolerance
+            ),
+        )
+    ]
     return ValidationReport(
         model=original.path.name,
         artifact=Path(archive).name,
@@ -99,8 +107,13 @@ def _run(program: Program, board: Board | None, sets: Sequence[Arrays]) -> list[
     return [dict(zip(names, arrays, strict=True)) for arrays in results]
 
 
-def _allowed(dtype: str) -> float:
-    return _FLOAT32_TOLERANCE if dtype == "float32" else TOLERANCES.get(dtype, 0.0)
+def _allowed(tensor: Tensor, references: Sequence[Arrays]) -> float:
+    """The error that an output may have; where it stands for integers, a step of theirs."""
+    if tensor.dtype != "float32":
+        return TOLERANCES.get(tensor.dtype, 0.0)
+    largest = max(float(np.abs(arrays[tensor.name]).max(initial=0)) for arrays in references)
+    step = 1.001 * tensor.step / largest if np.isfinite(largest) and largest else 0.0
+    return max(_FLOAT32_TOLERANCE, step)
 
 
 def _report(progress: ProgressCallback | None, done: int) -> None:

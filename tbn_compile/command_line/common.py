@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 """Exit statuses: success, a failed validation, bad usage or input, Ctrl-C, a reader that left."""
+_STDERR = 2
 
 _PIPED_WIDTH, _LEAST_WIDTH = 140, 80
 _LARGEST_EXTENT = 2**31 - 1
@@ -75,6 +76,8 @@ class ToolCommand(TyperCommand):
         # Libraries log names from the model as they are; only our own cleaned lines are shown.
         logging.getLogger().addHandler(logging.NullHandler())
         arguments = list(sys.argv[1:] if args is None else args)
+        if "--verbose" not in arguments:
+            _silence_native_code()
         sys.exit(self._status(self.name or prog_name or "", arguments))
 
     def _status(self, name: str, arguments: list[str]) -> int:
@@ -96,6 +99,18 @@ class ToolCommand(TyperCommand):
             sys.stderr.write(f"{name}: error: {_line(error)}\n")
             return BAD_INPUT
         return status
+
+
+def _silence_native_code() -> None:
+    """Keep what libraries print from C++ off the terminal; this process's own errors stay."""
+    try:
+        is_plain = sys.stderr.fileno() == _STDERR
+    except (AttributeError, OSError, ValueError):  # captured by a test, or closed
+        return
+    if not is_plain:
+        return
+    sys.stderr = os.fdopen(os.dup(_STDERR), "w", buffering=1, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)
 
 
 def _print_trace() -> None:

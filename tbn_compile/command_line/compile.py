@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tbn_compile.reports import ModelReport
     from tbn_compile.validation import ValidationReport
 
+_TEMPLATE = "cmake"
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -64,8 +66,13 @@ def compile_tool(
         typer.Option("--emit-project", metavar="DIR", help="Also write a project that builds."),
     ] = None,
     template: Annotated[
-        str, typer.Option("--template", help="Of the project: qemu, cmake, arduino or zephyr.")
-    ] = "cmake",
+        str | None,
+        typer.Option(
+            "--template",
+            metavar="NAME",
+            help="Of the project: cmake (by default), qemu, arduino or zephyr.",
+        ),
+    ] = None,
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Print the installed targets and exit.")
     ] = False,
@@ -86,6 +93,10 @@ def compile_tool(
 
     if validate and target == "ort":
         _require_library()
+    if template is not None and emit_project is None:
+        raise UsageError("--template belongs to --emit-project DIR; give both or neither")
+    if emit_project is not None:
+        _check_project(target, emit_project, template or _TEMPLATE, board)
     common.refuse_overwriting(report, model, *([output] if output else []))
     with common.progress_bar() as progress:
         options = CompileOptions(input_dims, dump_phases, progress, optimize, board)
@@ -94,7 +105,7 @@ def compile_tool(
         validate_artifact = partial(_validate, model, artifact, board, input_dims, progress)
         validation = validate_artifact() if validate else None
     if emit_project is not None:
-        _emit_project(artifact, emit_project, template, board)
+        _emit_project(artifact, emit_project, template or _TEMPLATE, board)
     data = compiled.to_dict()
     if validation is not None:
         data["validation"] = validation.to_dict()
@@ -151,6 +162,18 @@ def _validate(
         raise ModelError(
             f"{error}; {clean(artifact.name, 80)} was written but not validated"
         ) from error
+
+
+def _check_project(target: str, directory: Path, template: str, board: str | None) -> None:
+    """Fail before the work, not after it, where no project can be written."""
+    from tbn_compile.targets.mcu.boards.profile import find_board  # noqa: PLC0415
+    from tbn_compile.targets.mcu.cores import CORES  # noqa: PLC0415
+    from tbn_compile.targets.mcu.projects.project import check_project  # noqa: PLC0415
+
+    if target not in CORES:
+        known = ", ".join(CORES)
+        raise UsageError(f"--emit-project needs a microcontroller for a target: {known}")
+    check_project(target, directory, template, find_board(board) if board else None)
 
 
 def _emit_project(artifact: Path, directory: Path, template: str, board: str | None) -> None:

@@ -75,10 +75,23 @@ class SeriesNetwork(nn.Module):
         return self.head(x.flatten(1))
 
 
+class UnevenNetwork(nn.Module):
+    """Tiles that end inside rows, each with a scale: [batch, 20] to [batch, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TiledLinear(20, 12, p=16, min_size=0)
+        self.second = TiledLinear(12, 6, p=8, min_size=0)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
 ARCHITECTURES = {
     "transformer": (TransformerBlock, (16, 32)),
     "residual": (ResidualNetwork, (3, 12, 12)),
     "series": (SeriesNetwork, (4, 64)),
+    "uneven": (UnevenNetwork, (20,)),
 }
 
 

@@ -11,7 +11,7 @@ from tbn_compile.passes.relax import Step, read_layer, tiled_binary_conv, tiled_
 from tbn_compile.passes.relax.tiled_layer import constant_of
 from tbn_compile.targets.mcu.compiler.c_constants import constant_definition
 from tbn_compile.targets.mcu.compiler.c_program import ENTRY, entry_source, header
-from tbn_compile.targets.mcu.compiler.c_source import declaration, write_functions
+from tbn_compile.targets.mcu.compiler.c_source import declaration, extremes, write_functions
 from tbn_compile.targets.mcu.compiler.kernels.arithmetic import float_arithmetic
 from tbn_compile.targets.mcu.compiler.kernels.candidates import candidates, portable
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
@@ -85,6 +85,7 @@ def kernels_source(functions):
     """C of PrimFuncs by name, and what `write_functions` tells of them."""
     written = write_functions(functions, dict.fromkeys(functions, 1))
     lines = ["#include <stdint.h>", "#include <string.h>", "#include <math.h>"]
+    lines += extremes("".join(function.text for function in written))
     for function in written:
         lines += [f"__attribute__((noinline)) {declaration(function)}", function.text]
     return "\n".join(lines) + "\n", written

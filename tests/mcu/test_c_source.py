@@ -8,10 +8,10 @@ import subprocess
 import numpy as np
 import pytest
 from helpers.programs import STRICT
-from tvm import te, tirx
+from tvm import s_tir, te, tirx
 from tvm.script import tirx as T
 
-from tbn_compile.targets.mcu.compiler.c_source import declaration, write_functions
+from tbn_compile.targets.mcu.compiler.c_source import declaration, extremes, write_functions
 
 PRELUDE = "#include <math.h>\n#include <stdint.h>\n"
 
@@ -20,7 +20,8 @@ def compiled(function, folder):
     """The function as a host library, compiled strictly, and its description."""
     (written,) = write_functions({"f": function}, {"f": 1})
     source = folder / "f.c"
-    source.write_text(f"{PRELUDE}{declaration(written)}\n{written.text}\n")
+    ours = "\n".join(extremes(written.text))
+    source.write_text(f"{PRELUDE}{ours}\n{declaration(written)}\n{written.text}\n")
     library = folder / "f.so"
     command = ["gcc", *STRICT, "-shared", "-fPIC", str(source), "-lm", "-o", str(library)]
     subprocess.run(command, check=True)
@@ -121,3 +122,24 @@ def test_an_unused_parameter_is_named(tmp_path):
 
     result = call(function, np.zeros(2, np.float32), np.zeros(2, np.float32))
     np.testing.assert_array_equal(result, [0, 1])
+
+
+def test_a_chain_of_extremes_grows_in_proportion():
+    x = te.placeholder((8,), "float32", name="x")
+
+    def stage(value):
+        zero = tirx.const(0, "float32")
+        return te.compute((8,), lambda i: tirx.max(-value[i], zero))
+
+    def chain(length):
+        value = x
+        for _ in range(length):
+            value = stage(value)
+        function = te.create_prim_func([x, value])
+        schedule = s_tir.Schedule(function)
+        for block in schedule.get_child_blocks(schedule.get_sblock("root"))[:-1]:
+            schedule.compute_inline(block)
+        (written,) = write_functions({"f": schedule.mod["main"]}, {"f": 1})
+        return len(written.text)
+
+    assert chain(12) < 12 * chain(1)

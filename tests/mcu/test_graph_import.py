@@ -67,6 +67,20 @@ def test_every_float64_node_is_listed(tmp_path):
     assert "narrow" not in message
 
 
+def test_an_unnamed_node_is_named_by_its_result(tmp_path):
+    nodes = [onnx.helper.make_node("Det", ["x"], ["y"])]
+    path = _save(tmp_path, nodes, [_tensor("x", FLOAT, 3, 3)], [_tensor("y", FLOAT)])
+
+    assert "unnamed Det node that gives 'y': operator Det" in _refusal(path)
+
+
+def test_what_onnx_runtime_does_not_know_is_listed_too(tmp_path):
+    nodes = [onnx.helper.make_node("Secret", ["x"], ["y"], name="mine", domain="com.microsoft")]
+    path = _save(tmp_path, nodes, [_tensor("x", FLOAT, 3)], [_tensor("y", FLOAT, 3)])
+
+    assert "node 'mine': operator com.microsoft::Secret is not supported" in _refusal(path)
+
+
 def test_a_float64_input_is_refused(tmp_path):
     nodes = [onnx.helper.make_node("Neg", ["x"], ["y"])]
     path = _save(tmp_path, nodes, [_tensor("x", DOUBLE, 3)], [_tensor("y", DOUBLE, 3)])

@@ -23,6 +23,10 @@ from tbn_compile.targets.mcu.compiler.identifiers import identifiers
         ("while", "tensor_while"),
         ("class", "tensor_class"),
         ("workspace", "tensor_workspace"),
+        ("static_cast", "tensor_static_cast"),
+        ("linux", "tensor_linux"),
+        ("INPUT", "tensor_INPUT"),
+        ("X", "X"),
         ("*/ int x; /*", "int_x"),
         ("a\nb", "a_b"),
         ("😀", "tensor"),
@@ -34,7 +38,7 @@ def test_an_awkward_name(name, expected):
 
 
 def test_names_that_become_equal_get_numbers():
-    assert identifiers(["a.b", "a b", "A_B", "a_b_2"]) == ["a_b", "a_b_2", "A_B_3", "a_b_2_2"]
+    assert identifiers(["a.b", "a b", "A_b", "a_b_2"]) == ["a_b", "a_b_2", "A_b_3", "a_b_2_2"]
 
 
 def test_a_long_name_is_cut():

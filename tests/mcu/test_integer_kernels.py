@@ -15,7 +15,7 @@ from tvm import relax
 from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax import Quantization, Step
 from tbn_compile.passes.relax.tiled_layer import constant_of
-from tbn_compile.targets.mcu.compiler.c_source import declaration, write_functions
+from tbn_compile.targets.mcu.compiler.c_source import declaration, extremes, write_functions
 from tbn_compile.targets.mcu.compiler.kernels import tiled_kernel
 from tbn_compile.targets.mcu.compiler.kernels.candidates import candidates
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
@@ -188,7 +188,9 @@ def source(tmp_path_factory):
             for candidate in candidates(function, Costs(1, 8)):
                 functions[f"case{number}_{len(functions)}"] = candidate.build()[0]
     lines = ["#include <stdint.h>", "#include <string.h>", "#include <math.h>"]
-    for function in write_functions(functions, dict.fromkeys(functions, 1)):
+    written = write_functions(functions, dict.fromkeys(functions, 1))
+    lines += extremes("".join(function.text for function in written))
+    for function in written:
         lines += [declaration(function), function.text]
     path = tmp_path_factory.mktemp("kernels") / "kernels.c"
     path.write_text("\n".join(lines) + "\n")

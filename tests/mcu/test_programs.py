@@ -127,6 +127,20 @@ def test_a_view_and_its_source_may_both_be_outputs(tmp_path):
         np.testing.assert_array_equal(result, reference)
 
 
+def test_scalars_come_in_and_go_out(tmp_path):
+    nodes = [
+        onnx.helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        onnx.helper.make_node("Mul", ["total", "factor"], ["y"]),
+    ]
+    model = _graph(nodes, [_floats("y")])
+    model.graph.input.append(_floats("factor"))
+
+    program, outputs = _run(model, tmp_path)
+
+    assert [tensor.shape for tensor in (*program.inputs, *program.outputs)] == [(2, 3), (), ()]
+    assert largest_error(outputs, program.sample.outputs) < 1e-6
+
+
 def test_a_constant_may_be_an_output(tmp_path):
     value = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32) / 3, "c")
     nodes = [

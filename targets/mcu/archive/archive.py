@@ -177,7 +177,7 @@ def _read_program(
 
 
 def _tensors(metadata: Iterable[TensorMetadata]) -> tuple[Tensor, ...]:
-    tensors = tuple(Tensor(t.name, t.identifier, t.shape, t.dtype) for t in metadata)
+    tensors = tuple(Tensor(t.name, t.identifier, t.shape, t.dtype, t.step) for t in metadata)
     for tensor in tensors:
         c_type(tensor.dtype)
         if tensor.nbytes > _MAX_TENSOR_BYTES:

@@ -81,6 +81,7 @@ class TensorMetadata(_Part):
     identifier: _Identifier
     shape: tuple[_Extent, ...]
     dtype: str
+    step: float = Field(ge=0, allow_inf_nan=False)
 
 
 class OperatorMetadata(_Part):
@@ -212,6 +213,7 @@ def _tensor(tensor: Tensor) -> TensorMetadata:
         identifier=tensor.identifier,
         shape=tensor.shape,
         dtype=tensor.dtype,
+        step=tensor.step,
     )
 
 

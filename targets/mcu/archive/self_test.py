@@ -22,7 +22,8 @@ def self_test_sources(program: Program) -> dict[str, str]:
 
     They define `int32_t tvmgen_default_self_test(void)`: 0 if every output is as expected, the
     number of elements that are not, or what the model returned where that is not 0. Floats may
-    differ by `TOLERANCE`, quantised activations (8 bits) by one step, other integers not at all.
+    differ by `TOLERANCE`, quantised activations and what they stand for by one step, other integers
+    not at all.
 
     Raises:
         ModelError: if C has no type for an input or output.
@@ -39,7 +40,7 @@ def self_test_sources(program: Program) -> dict[str, str]:
             "definition": constant_definition(f"expected{index}", values),
             "type": c_type(tensor.dtype),
             "elements": max(values.size, 1),
-            "differs": _difference(f"actual{index}[i]", f"expected{index}[i]", values),
+            "differs": _difference(f"actual{index}[i]", f"expected{index}[i]", values, tensor.step),
         }
         for index, (tensor, values) in enumerate(
             zip(program.outputs, program.sample.outputs, strict=True)
@@ -57,11 +58,12 @@ def self_test_sources(program: Program) -> dict[str, str]:
     return {name: render(f"self_test/{name}.jinja", **values) for name in (HEADER, SOURCE)}
 
 
-def _difference(actual: str, expected: str, values: npt.NDArray[Any]) -> str:
+def _difference(actual: str, expected: str, values: npt.NDArray[Any], step: float) -> str:
     """A C expression: whether an element is not what it should be."""
     if values.dtype == np.float32:
         largest = np.max(np.abs(values), where=np.isfinite(values), initial=0)
-        return f"differs({actual}, {expected}, {float_literal(TOLERANCE * largest)})"
+        tolerance = max(TOLERANCE * largest, 1.001 * step)
+        return f"differs({actual}, {expected}, {float_literal(tolerance)})"
     if values.dtype.itemsize == 1 and values.dtype != np.bool_:
         return f"{actual} > {expected} + 1 || {actual} + 1 < {expected}"
     return f"{actual} != {expected}"

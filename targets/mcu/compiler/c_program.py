@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tbn_compile.targets.mcu.compiler.c_constants import c_type, constant_definition
-from tbn_compile.targets.mcu.compiler.c_source import PREFIX, CFunction, declaration, unused
+from tbn_compile.targets.mcu.compiler.c_source import (
+    PREFIX,
+    CFunction,
+    declaration,
+    extremes,
+    unused,
+)
 from tbn_compile.targets.mcu.compiler.executor import Executable, Place, PlacedStep
 from tbn_compile.targets.mcu.program import Tensor
 
@@ -116,6 +122,7 @@ def program_source(
         _NOINLINE,
         *definitions,
         *_workspace(executable),
+        *extremes("".join(function.text for function in used)),
         *(f"KERNEL {declaration(function)}" for function in used),
         *(f"KERNEL {function.text}" for function in used),
         f"{_entry_signature(inputs, outputs)};",

@@ -114,6 +114,17 @@ def unused(names: Iterable[str], body: str) -> str:
     return "".join(f"  (void){name};\n" for name in names if not re.search(rf"\b{name}\b", body))
 
 
+def extremes(text: str) -> list[str]:
+    """Definitions of those functions of ours that a text calls."""
+    called = sorted(set(re.findall(r"\b(?:greater|lesser)_\w+(?=\()", text)))
+    return [_extreme(name, name.partition("_")[2]) for name in called]
+
+
+def _extreme(name: str, dtype: str) -> str:
+    kind, sign = c_type(dtype), ">" if name.startswith("greater") else "<"
+    return f"static inline {kind} {name}({kind} a, {kind} b) {{ return a {sign} b ? a : b; }}"
+
+
 def declaration(function: CFunction) -> str:
     """The prototype of a function."""
     return f"{_signature(function.name, function.parameters)};"
@@ -131,7 +142,8 @@ def _lower(symbol: str, function: Any) -> tuple[Any, int]:
     """A function of flat loops whose parameters are pointers, and how many are workspace."""
     module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
     module = tirx.transform.BindTarget(_TARGET.with_host(_TARGET))(module)
-    return _with_pointers(_flatten(module)[symbol])
+    with tvm.transform.PassContext(config=_SIMPLIFY):
+        return _with_pointers(_flatten(module)[symbol])
 
 
 _flatten = tvm.transform.Sequential(
@@ -153,6 +165,7 @@ _flatten = tvm.transform.Sequential(
         tirx.transform.CommonSubexprElim(),
     ]
 )
+_SIMPLIFY = {"tirx.StmtSimplify": {"apply_constraints_to_boolean_branches": True}}
 
 
 def _with_pointers(function: Any) -> tuple[Any, int]:
@@ -186,8 +199,7 @@ def _with_pointers(function: Any) -> tuple[Any, int]:
             (tirx.FloatImm, _exact),
             ((tirx.Add, tirx.Sub, tirx.Mul), _widened),
             (tvm.ir.Call, _portable),
-            (tirx.Max, lambda each: tirx.Select(each.a > each.b, each.a, each.b)),
-            (tirx.Min, lambda each: tirx.Select(each.a < each.b, each.a, each.b)),
+            ((tirx.Max, tirx.Min), _as_call),
         ],
     )
     body = tirx.SeqStmt([*declarations, body])
@@ -222,6 +234,13 @@ def _exact(constant: Any) -> Any:
         return constant
     bits = int(np.float32(value).view(np.uint32))
     return tirx.call_pure_extern("float32", f"{_BITS}{bits:08x}")
+
+
+def _as_call(extreme: Any) -> Any:
+    """Max or Min as a call of a function of ours, which evaluates each operand once."""
+    dtype = str(extreme.ty.dtype)
+    name = f"{'greater' if isinstance(extreme, tirx.Max) else 'lesser'}_{dtype}"
+    return tirx.call_pure_extern(dtype, name, extreme.a, extreme.b)
 
 
 def _portable(call: Any) -> Any:

@@ -14,7 +14,7 @@ from tbn_compile.passes.onnx.tiled_nodes import tiled_nodes
 from tbn_compile.targets.mcu.compiler.c_program import HEADER, entry_source, header, program_source
 from tbn_compile.targets.mcu.compiler.c_source import CFunction, write_functions
 from tbn_compile.targets.mcu.compiler.executor import Executable, Steps, place_steps, read_steps
-from tbn_compile.targets.mcu.compiler.graph_import import check_static, import_graph
+from tbn_compile.targets.mcu.compiler.graph_import import check_graph, check_static, import_graph
 from tbn_compile.targets.mcu.compiler.identifiers import identifiers
 from tbn_compile.targets.mcu.compiler.lowering import KERNEL, WEIGHTS, lower
 from tbn_compile.targets.mcu.compiler.verification import verify_import
@@ -44,10 +44,12 @@ def compile_program(
     Raises:
         ModelError: if the graph holds what cannot be compiled.
     """
+    check_graph(graph)
     module = import_graph(graph)
     check_static(module)
     with _naming_tvm("compile"):
-        verify_import(module, sample)
+        is_quantized = any(node.op_type == "QuantizeLinear" for node in graph.graph)
+        verify_import(module, sample, is_quantized=is_quantized)
         module = lower(module, core, optimization, on_left)
     steps = read_steps(module)
     functions = _functions(module, steps.result_counts)
@@ -82,8 +84,8 @@ def _naming_tvm(action: str) -> Generator[None]:
     except TbnError:
         raise
     except Exception as error:  # TVM's errors have no common base
-        first = clean((str(error).splitlines() or [""])[0], 160)
-        raise ModelError(f"TVM cannot {action} the graph: {first}") from error
+        lines = " ".join(str(error).splitlines()[:2])
+        raise ModelError(f"TVM cannot {action} the graph: {clean(lines, 200)}") from error
 
 
 def _functions(module: Any, result_counts: dict[str, int]) -> dict[str, CFunction]:
@@ -93,8 +95,12 @@ def _functions(module: Any, result_counts: dict[str, int]) -> dict[str, CFunctio
         for name, function in module.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
-    called = {name: by_name[name] for name in result_counts}
-    return dict(zip(called, write_functions(called, result_counts), strict=True))
+    names = dict(zip(result_counts, identifiers(result_counts), strict=True))
+    written = write_functions(
+        {short: by_name[name] for name, short in names.items()},
+        {short: result_counts[name] for name, short in names.items()},
+    )
+    return dict(zip(result_counts, written, strict=True))
 
 
 def _tensors(graph: ir.Model, sample: Sample) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -102,11 +108,22 @@ def _tensors(graph: ir.Model, sample: Sample) -> tuple[tuple[Tensor, ...], tuple
     inputs = [value for value in graph.graph.inputs if value.const_value is None]
     names = [value.name or "" for value in (*inputs, *graph.graph.outputs)]
     arrays = (*sample.inputs, *sample.outputs)
+    steps = [0.0] * len(inputs) + [_step(value) for value in graph.graph.outputs]
     tensors = [
-        Tensor(name, identifier, array.shape, array.dtype.name)
-        for name, identifier, array in zip(names, identifiers(names), arrays, strict=True)
+        Tensor(name, identifier, array.shape, array.dtype.name, step)
+        for name, identifier, array, step in zip(
+            names, identifiers(names), arrays, steps, strict=True
+        )
     ]
     return tuple(tensors[: len(inputs)]), tuple(tensors[len(inputs) :])
+
+
+def _step(output: ir.Value) -> float:
+    node = output.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[1] is None:
+        return 0.0
+    scale = node.inputs[1].const_value
+    return 0.0 if scale is None else float(abs(scale.numpy()).max())
 
 
 def _operators(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import Any
 
 import onnx_ir as ir
@@ -25,21 +27,33 @@ _MEND = {
 }
 
 
-def import_graph(model: ir.Model) -> Any:
-    """The graph as an IRModule with one Relax function, `main`.
+def check_graph(model: ir.Model) -> None:
+    """Refuse what no microcontroller target compiles.
 
     Raises:
-        ModelError: if it holds operators, element types or dynamic shapes that cannot be compiled;
-            the text lists every such node.
+        ModelError: if the graph holds operators, element types or dynamic shapes that cannot be
+            compiled; the text lists every such node.
     """
     problems = list(_problems(model))
     if problems:
         raise ModelError(
             f"cannot compile for a microcontroller: {'; '.join(problems)}", longest=_MOST_LISTED
         )
+
+
+def import_graph(model: ir.Model) -> Any:
+    """The graph as an IRModule with one Relax function, `main`.
+
+    Args:
+        model: one that `check_graph` lets pass.
+
+    Raises:
+        ModelError: if TVM cannot import it.
+    """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        return from_onnx(ir.to_proto(model), keep_params_in_input=False)
+        with redirect_stdout(io.StringIO()):  # it prints graphs that it cannot convert
+            return from_onnx(ir.to_proto(model), keep_params_in_input=False)
     except ModelError:
         raise
     except Exception as error:
@@ -91,7 +105,10 @@ def _type_problem(dtype: ir.DataType) -> str:
 
 
 def _name(node: ir.Node) -> str:
-    return f"node {clean(node.name or '', 60)!r}"
+    if node.name:
+        return f"node {clean(node.name, 60)!r}"
+    result = node.outputs[0].name if node.outputs else ""
+    return f"unnamed {clean(node.op_type, 40)} node that gives {clean(result or '', 60)!r}"
 
 
 def check_static(module: Any) -> None:

@@ -30,6 +30,6 @@ def make_sample(source: Path, graph: ir.Model, input_dims: Mapping[str, int]) ->
     inputs = random_inputs(original, _SEED, dict(input_dims))
     outputs = Session(original).run(inputs)
     return Sample(
-        tuple(np.ascontiguousarray(inputs[name]) for name in lowered.input_names),
-        tuple(np.ascontiguousarray(outputs[name]) for name in lowered.output_names),
+        tuple(np.asarray(inputs[name], order="C") for name in lowered.input_names),
+        tuple(np.asarray(outputs[name], order="C") for name in lowered.output_names),
     )

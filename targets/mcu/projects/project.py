@@ -47,11 +47,10 @@ def emit_project(
         UsageError: if the template does not exist, the directory holds something or bears a name
             that the template cannot use, or the template needs another board.
     """
-    if template not in TEMPLATES:
-        known = ", ".join(TEMPLATES)
-        raise UsageError(f"unknown template {clean(template, 40)!r}; templates: {known}")
+    board = check_project(program.core, directory, template, board)
     directory = directory.resolve()
     exists = _exists_empty(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     files = _project_files(program, directory.name, template, board)
     with staging_folder(directory / template if exists else directory) as staging:
         root = staging if exists else staging / directory.name
@@ -59,6 +58,33 @@ def emit_project(
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_project(
+    core: str, directory: Path, template: str, board: Board | None = None
+) -> Board | None:
+    """Refuse what `emit_project` would refuse, before there is a program.
+
+    Args:
+        core: name of the program's core.
+        directory: must not exist, or be empty.
+        template: one of `TEMPLATES`.
+        board: see `emit_project`.
+
+    Returns:
+        The board that the project is built for; None if it is the host's or the template's matter.
+
+    Raises:
+        UsageError: if the template does not exist, the directory holds something or bears a name
+            that the template cannot use, or the template needs another board.
+    """
+    if template not in TEMPLATES:
+        known = ", ".join(TEMPLATES)
+        raise UsageError(f"unknown template {clean(template, 40)!r}; templates: {known}")
+    _exists_empty(directory.resolve())
+    if template == "arduino":
+        _sketch_name(directory.resolve().name)
+    return _board_of(core, template, board)
 
 
 def _exists_empty(directory: Path) -> bool:
@@ -77,7 +103,6 @@ def _project_files(
     program: Program, directory: str, template: str, board: Board | None
 ) -> dict[str, str]:
     """Every file of a project: path in it to text."""
-    board = _board_of(program, template, board)
     sources = {**program.sources, **self_test_sources(program)}
     support = support_files(board) if board else {}
     library = library_files(CORES[program.core]) if board else {}
@@ -107,16 +132,16 @@ def _project_files(
     }
 
 
-def _board_of(program: Program, template: str, board: Board | None) -> Board | None:
+def _board_of(core: str, template: str, board: Board | None) -> Board | None:
     """The board that a project is built for; None if it is the host's or the template's matter."""
-    if template not in _IMAGES or (template == "cmake" and board is None and program.core == "c"):
+    if template not in _IMAGES or (template == "cmake" and board is None and core == "c"):
         return None
     if board is not None:
-        check_runs(board, program.core)
+        check_runs(board, core)
         return board
-    able = [name for name in board_names() if CORES[find_board(name).core].runs(program.core)]
+    able = [name for name in board_names() if CORES[find_board(name).core].runs(core)]
     mend = f"give one of: {', '.join(able)}" if able else "portable C takes template cmake"
-    raise UsageError(f"template {template} needs a board for {program.core}; {mend}")
+    raise UsageError(f"template {template} needs a board for {core}; {mend}")
 
 
 def _building(program: Program, template: str, board: Board | None) -> dict[str, Any]:

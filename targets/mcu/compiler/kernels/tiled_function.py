@@ -152,8 +152,11 @@ class Parameters:
         extents = extents_of(self.function.layer.result_type())[2:]
         inside = tirx.all(*(at < e * s for (at, s), e in zip(position, extents, strict=True)))
         with T.If(inside), T.Then():
-            greater = tirx.any(begins, self.y[tuple(target)] < value)
-            T.buffer_store(self.y, tirx.Select(greater, value, self.y[tuple(target)]), target)
+            greatest = T.alloc_buffer((1,), str(self.y.ty.dtype), scope="local")
+            T.buffer_store(greatest, value, [0])
+            with T.If(tirx.Not(begins)), T.Then():
+                T.buffer_store(greatest, tirx.Max(self.y[tuple(target)], greatest[0]), [0])
+            T.buffer_store(self.y, greatest[0], target)
 
 
 @dataclass(frozen=True, eq=False)
