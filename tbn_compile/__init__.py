@@ -1,7 +1,8 @@
 """Compile Tiled Bit Networks (Gorbett, Shirazi and Ray, CIKM 2024) from ONNX.
 
 Four verbs, each also a command-line tool: `compile_model`, `inspect_model`, `validate_model` and
-`benchmark_model`. `get_library_path` finds the kernels for ONNX Runtime.
+`benchmark_model`. `load` runs what targets llvm and cuda write; `get_library_path` finds the
+kernels for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from tbn_compile.library import get_library_path
     from tbn_compile.reports import LayerReport, ModelReport
     from tbn_compile.targets import target_names
+    from tbn_compile.targets.compiled.loader import CompiledModel, load
     from tbn_compile.tile import ReusePlan, TiledBinaryWeight
     from tbn_compile.validation import ValidationReport, validate_model
 
 _HOME = {
     "BenchmarkReport": "benchmarking",
     "CompileOptions": "compiler",
+    "CompiledModel": "targets.compiled.loader",
     "LayerReport": "reports",
     "ModelReport": "reports",
     "NotTiled": "detection",
@@ -35,6 +38,7 @@ _HOME = {
     "detect_tile": "detection",
     "get_library_path": "library",
     "inspect_model": "compiler",
+    "load": "targets.compiled.loader",
     "target_names": "targets",
     "validate_model": "validation",
 }
@@ -43,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BenchmarkReport",
     "CompileOptions",
+    "CompiledModel",
     "LayerReport",
     "ModelError",
     "ModelReport",
@@ -58,6 +63,7 @@ __all__ = [
     "detect_tile",
     "get_library_path",
     "inspect_model",
+    "load",
     "target_names",
     "validate_model",
 ]

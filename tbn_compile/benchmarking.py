@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,11 @@ from tbn_compile.errors import UsageError
 from tbn_compile.library import get_library_path
 from tbn_compile.loading import model_files, total_bytes
 from tbn_compile.pipeline import ProgressCallback
-from tbn_compile.sessions import (
-    Arrays,
-    Session,
-    check_model,
-    known_dims,
-    random_inputs,
-)
+from tbn_compile.sessions import Session, check_model, known_dims, random_inputs
 
 SCHEMA_VERSION = 1
+ORIGINAL = "original"
+"""Name of the contender that the others are compared with."""
 _WARM_UP_ROUNDS = 3
 
 
@@ -35,7 +32,8 @@ class Timing:
     """Seconds of one inference.
 
     Attributes:
-        name: "original", "library" (artifact with our library) or "stock" (artifact without).
+        name: "original", "library" (artifact with our library), "stock" (artifact without), or the
+            target of a compiled library.
         p5, p50, p95: percentiles over the rounds.
         speedup: the median over rounds of the original's time divided by this one's.
     """
@@ -103,28 +101,28 @@ def benchmark_model(
         ModelError: if a file is unsafe or invalid, or ONNX Runtime cannot run it.
         UsageError: if our library is not installed, or an option does not fit the model.
     """
-    if threads < 1 or runs < 1 or not seconds > 0:
-        raise UsageError("threads and runs must be 1 or more, and seconds more than 0")
+    check_limits(threads, runs, seconds)
     library = get_library_path()
     with _artifact_file(Path(model), artifact, input_dims) as compiled_file:
         original, compiled = check_model(model), check_model(compiled_file)
         feeds = random_inputs(
             original, seed, known_dims(original, compiled.input_shapes, input_dims or {})
         )
-        contenders = {
-            "original": Session(original, threads=threads),
+        sessions = {
+            ORIGINAL: Session(original, threads=threads),
             "library": Session(compiled, library, threads),
             **({"stock": Session(compiled, threads=threads)} if stock else {}),
         }
-        times = _time_in_turns(contenders, feeds, runs, seconds, progress)
+        contenders = {name: partial(each.run_raw, feeds) for name, each in sessions.items()}
+        times = time_in_turns(contenders, runs, seconds, progress)
         return BenchmarkReport(
             model=original.path.name,
             artifact=compiled.path.name,
             original_bytes=total_bytes(model_files(original.path, original.graph)),
             artifact_bytes=total_bytes(model_files(compiled.path, compiled.graph)),
             threads=threads,
-            rounds=len(times["original"]),
-            timings=tuple(_timing(name, times) for name in contenders),
+            rounds=len(times[ORIGINAL]),
+            timings=summarize(times),
         )
 
 
@@ -141,21 +139,41 @@ def _artifact_file(
         yield output
 
 
-def _time_in_turns(
-    contenders: Mapping[str, Session],
-    feeds: Arrays,
+def check_limits(threads: int, runs: int, seconds: float) -> None:
+    """Refuse limits of a benchmark that have no meaning.
+
+    Raises:
+        UsageError: with the mend.
+    """
+    if threads < 1 or runs < 1 or not seconds > 0:
+        raise UsageError("threads and runs must be 1 or more, and seconds more than 0")
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[], object]],
     runs: int,
     seconds: float,
     progress: ProgressCallback | None,
 ) -> dict[str, list[float]]:
+    """Time one inference of each contender, round after round.
+
+    Args:
+        contenders: what runs one inference, by name.
+        runs: the most rounds.
+        seconds: no round starts after this time, except the first.
+        progress: called as the rounds go on, or None.
+
+    Returns:
+        Seconds by name and round.
+    """
     for _ in range(_WARM_UP_ROUNDS):
-        for session in contenders.values():
-            session.run_raw(feeds)
+        for run in contenders.values():
+            run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     deadline = time.perf_counter() + seconds
     for done in range(1, runs + 1):
-        for name, session in contenders.items():
-            times[name].append(_seconds_of(session, feeds))
+        for name, run in contenders.items():
+            times[name].append(_seconds_of(run))
         if progress is not None:
             progress("benchmark", done, runs)
         if time.perf_counter() > deadline:
@@ -163,13 +181,18 @@ def _time_in_turns(
     return times
 
 
-def _seconds_of(session: Session, feeds: Arrays) -> float:
+def summarize(times: Mapping[str, list[float]]) -> tuple[Timing, ...]:
+    """The timings of every contender, `ORIGINAL` among them, in their order."""
+    return tuple(_timing(name, times) for name in times)
+
+
+def _seconds_of(run: Callable[[], object]) -> float:
     start = time.perf_counter()
-    session.run_raw(feeds)
+    run()
     return time.perf_counter() - start
 
 
 def _timing(name: str, times: Mapping[str, list[float]]) -> Timing:
-    mine, original = np.asarray(times[name]), np.asarray(times["original"])
+    mine, original = np.asarray(times[name]), np.asarray(times[ORIGINAL])
     p5, p50, p95 = (float(value) for value in np.percentile(mine, (5, 50, 95)))
     return Timing(name, p5, p50, p95, float(np.median(original / mine)))

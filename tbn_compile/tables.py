@@ -28,6 +28,7 @@ _CONTENDERS = {
     "original": "original, dense",
     "library": "tiled, with library",
     "stock": "tiled, without library",
+    "llvm": "tiled, compiled for this CPU",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,7 @@ def validate_archive(
             [{tensor.name: arrays[tensor.name]} for arrays in references],
             [{tensor.name: arrays[tensor.name]} for arrays in results],
             f"board {place.name}" if place else "host",
-            lambda _dtype, tensor=tensor: (
-                _allowed(tensor, references) if tolerance is None else tolerance
-            ),
+            partial(_allowed, tensor, references, tolerance),
         )
     ]
     return ValidationReport(
@@ -107,8 +106,12 @@ def _run(program: Program, board: Board | None, sets: Sequence[Arrays]) -> list[
     return [dict(zip(names, arrays, strict=True)) for arrays in results]
 
 
-def _allowed(tensor: Tensor, references: Sequence[Arrays]) -> float:
+def _allowed(
+    tensor: Tensor, references: Sequence[Arrays], tolerance: float | None, _dtype: str
+) -> float:
     """The error that an output may have; where it stands for integers, a step of theirs."""
+    if tolerance is not None:
+        return tolerance
     if tensor.dtype != "float32":
         return TOLERANCES.get(tensor.dtype, 0.0)
     largest = max(float(np.abs(arrays[tensor.name]).max(initial=0)) for arrays in references)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tbn_compile.command_line import common
 from tbn_compile.errors import UsageError
+
+if TYPE_CHECKING:
+    from tbn_compile.benchmarking import BenchmarkReport
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -33,7 +38,7 @@ def benchmark_tool(
     _verbose: common.Verbose = False,
     _version: common.Version = False,
 ) -> int:
-    """Time an artifact with our library beside its model in ONNX Runtime.
+    """Time an artifact beside its model in ONNX Runtime: an ONNX file with our library, or a .so.
 
     With --board: count what an archive's program executes on the emulated board, beside the same
     network without tiles.
@@ -46,13 +51,11 @@ def benchmark_tool(
             raise UsageError("--stock, --threads, --runs and --seconds do not go with --board")
         return _benchmark_on_board(model, artifact, board, input_dims, as_json)
 
-    from tbn_compile.benchmarking import benchmark_model  # noqa: PLC0415
-
+    benchmark = _benchmark(artifact, stock)
     with common.progress_bar() as progress:
-        report = benchmark_model(
+        report = benchmark(
             model,
             artifact,
-            stock=stock,
             threads=threads,
             runs=runs,
             seconds=seconds,
@@ -66,6 +69,19 @@ def benchmark_tool(
 
         common.print_report(tables.benchmark_table(report), tables.benchmark_lines(report))
     return common.DONE
+
+
+def _benchmark(artifact: Path | None, stock: bool) -> Callable[..., BenchmarkReport]:
+    """What times that kind of artifact."""
+    if artifact is None or artifact.suffix != ".so":
+        from tbn_compile.benchmarking import benchmark_model  # noqa: PLC0415
+
+        return partial(benchmark_model, stock=stock)
+    if stock:
+        raise UsageError("--stock goes with an ONNX artifact; leave it out")
+    from tbn_compile.targets.compiled.benchmarking import benchmark_library  # noqa: PLC0415
+
+    return benchmark_library
 
 
 def _benchmark_on_board(

@@ -43,9 +43,9 @@ def validate_tool(
 ) -> int:
     """Compare an artifact with its model in ONNX Runtime.
 
-    An ONNX artifact runs in ONNX Runtime, with and without our library; an archive for
-    microcontrollers is built and runs on an emulated board, or on this machine if its code is
-    portable.
+    An ONNX artifact runs in ONNX Runtime, with and without our library; a shared library (.so) runs
+    by itself; an archive for microcontrollers is built and runs on an emulated board, or on this
+    machine if its code is portable.
 
     Exit status: 0 passed, 1 failed, 2 bad usage or input.
     """
@@ -77,6 +77,10 @@ def main() -> None:
 
 def validator(artifact: Path, board: str | None) -> Callable[..., ValidationReport]:
     """What validates that kind of artifact."""
+    if board is None and artifact.suffix == ".so":
+        from tbn_compile.targets.compiled.validation import validate_library  # noqa: PLC0415
+
+        return validate_library
     if board is None and artifact.suffix != ".tar":
         from tbn_compile.validation import validate_model  # noqa: PLC0415
 

@@ -14,12 +14,12 @@ from tvm import relax
 
 from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax import Quantization, Step
+from tbn_compile.passes.relax.distinct_rows import RunScale, distinct_rows
 from tbn_compile.passes.relax.tiled_layer import constant_of
 from tbn_compile.targets.mcu.compiler.c_source import declaration, extremes, write_functions
 from tbn_compile.targets.mcu.compiler.kernels import tiled_kernel
 from tbn_compile.targets.mcu.compiler.kernels.candidates import candidates
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import RunScale, distinct_rows
 from tbn_compile.targets.mcu.compiler.kernels.integer import integer_function, rescaling
 from tbn_compile.targets.mcu.cores import CORES
 

@@ -7,11 +7,11 @@ from math import inf, prod
 from typing import Any
 
 from tbn_compile.errors import ModelError
+from tbn_compile.passes.relax.distinct_rows import distinct_rows
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of
 from tbn_compile.targets.mcu.compiler.kernels.arithmetic import float_arithmetic
 from tbn_compile.targets.mcu.compiler.kernels.candidates import Candidate, candidates, portable
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import distinct_rows
 from tbn_compile.targets.mcu.compiler.kernels.integer import integer_function
 from tbn_compile.targets.mcu.compiler.kernels.tiled_function import (
     Arrays,

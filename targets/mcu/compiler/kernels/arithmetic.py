@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from tbn_compile.passes.relax.distinct_rows import DistinctRows, RunScale
 from tbn_compile.passes.relax.kernels import apply_epilogue
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows, RunScale
 
 Finish: TypeAlias = Callable[[Any, Any, Sequence[Any], Sequence[Any], Sequence[Any]], Any]
 """(sum, output channel, place in the result, constants, operands) → the result's element."""

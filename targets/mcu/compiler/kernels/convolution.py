@@ -13,8 +13,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from tbn_compile.passes.relax.distinct_rows import nibbles
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import nibbles
 from tbn_compile.targets.mcu.compiler.kernels.products import (
     GROUP,
     Load,

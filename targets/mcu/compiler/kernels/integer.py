@@ -22,10 +22,10 @@ import numpy.typing as npt
 from tvm import tirx
 
 from tbn_compile.errors import ModelError
+from tbn_compile.passes.relax.distinct_rows import DistinctRows, RunScale
 from tbn_compile.passes.relax.kernels import apply_epilogue
 from tbn_compile.passes.relax.tiled_layer import Quantization, Step, TiledLayer, constant_of
 from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic, Finish, scale_at
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows, RunScale
 from tbn_compile.targets.mcu.compiler.kernels.tiled_function import TiledFunction
 
 _LEAST_FRACTION = 8

@@ -16,7 +16,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows, Words, nibbles
+from tbn_compile.passes.relax.distinct_rows import DistinctRows, Words, nibbles
 
 GROUP = 4
 """Inputs behind one table of partial sums."""

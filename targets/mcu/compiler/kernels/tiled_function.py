@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
@@ -14,9 +15,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from tbn_compile.passes.relax.distinct_rows import DistinctRows
 from tbn_compile.passes.relax.tiled_layer import TiledLayer
 from tbn_compile.targets.mcu.compiler.kernels.arithmetic import Arithmetic, scale_at
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import DistinctRows
 from tbn_compile.targets.mcu.compiler.kernels.products import BufferSums, Load, Product, grid
 from tbn_compile.tile import ReusePlan
 
@@ -220,10 +221,8 @@ class Outputs:
             if self._plan.rows % rows:
                 rows = tirx.min(rows, self._plan.rows - copy * rows)
             with grid((rows, *positions)) as (row, *position):
-                value = sums.load(row, *position)
-                self._write(
-                    lambda _output, value=value: value, row, copy, position, self.parameters.store
-                )
+                same = partial(_same, sums.load(row, *position))
+                self._write(same, row, copy, position, self.parameters.store)
 
     def _write_greatest(self, sums: BufferSums) -> None:
         """Write every output from the greatest sum of its window; the least if its scale falls."""
@@ -251,8 +250,7 @@ class Outputs:
 
     def write_row(self, value: Any, row: Any) -> None:
         """Write the outputs that are scaled copies of one complete sum."""
-        value = T.bind(value)
-        self._write_copies(lambda _output: value, row, (), self.parameters.store)
+        self._write_copies(partial(_same, T.bind(value)), row, (), self.parameters.store)
 
     def _write_copies(
         self, value: Callable[[Any], Any], row: Any, position: Sequence[Any], store: Store
@@ -314,6 +312,11 @@ class CompleteSums:
 
     def clear(self, rows: int) -> None:
         """Nothing to do."""
+
+
+def _same(value: Any, _output: Any) -> Any:
+    """One value for every output."""
+    return value
 
 
 def extents_of(kind: Any) -> list[int]:

@@ -1,0 +1,1 @@
+"""What targets that compile through TVM share: import, library, artifact, loader."""

@@ -1,0 +1,183 @@
+"""Load an artifact and call it, with TVM's runtime alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm.runtime.vm import VirtualMachine
+
+from tbn_compile.errors import ModelError, UsageError, clean
+from tbn_compile.targets.compiled.artifact import read_artifact
+from tbn_compile.targets.compiled.manifest import Manifest, Processor, TensorSpec
+from tbn_compile.targets.compiled.processor import architecture, present_features
+
+
+def load(path: str | Path) -> CompiledModel:
+    """Load what target llvm or cuda wrote.
+
+    Set `TVM_USE_RUNTIME_LIB=1` to keep TVM's compiler out of the process. Whether the file is whole
+    and suits this machine is checked before anything in it runs; whoever made it is trusted.
+
+    Raises:
+        ModelError: if the file is missing, damaged, no artifact, or needs another machine.
+    """
+    source = Path(path)
+    manifest, content = read_artifact(source)
+    name = clean(source.name, 80)
+    _check_processor(name, manifest.processor)
+    return CompiledModel(manifest, _open_machine(name, manifest, content))
+
+
+def _check_processor(name: str, needed: Processor) -> None:
+    if needed.architecture != architecture():
+        raise ModelError(
+            f"{name} is code for {clean(needed.architecture, 40)}, and this machine is "
+            f"{architecture()}; compile the model for it"
+        )
+    missing = sorted(set(needed.features) - present_features())
+    if missing:
+        listed = clean(", ".join(missing), 120)
+        raise ModelError(
+            f"{name} was compiled for {clean(needed.name, 40)}; this processor lacks {listed}; "
+            f"compile the model for it"
+        )
+
+
+def _open_machine(name: str, manifest: Manifest, content: bytes) -> VirtualMachine:
+    device = tvm.cpu() if manifest.device == "cpu" else tvm.cuda()
+    if not device.exist:
+        raise ModelError(f"{name} needs a {manifest.device} device that TVM can use; there is none")
+    # A private copy: what is opened is what was checked, whatever becomes of the file meanwhile.
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "model.so"
+        library.write_bytes(content)
+        try:
+            return VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        except Exception as error:  # TVM's errors have no common base
+            raise ModelError(f"{name}: TVM cannot load it: {_last_line(error)}") from error
+
+
+class CompiledModel:
+    """A loaded artifact: call it like a function.
+
+    Args:
+        manifest: its description.
+        machine: what executes it.
+    """
+
+    def __init__(self, manifest: Manifest, machine: VirtualMachine) -> None:
+        self.manifest = manifest
+        self._main = machine["main"]
+        self._device = tvm.cpu() if manifest.device == "cpu" else tvm.cuda()
+        self._lock = Lock()  # the machine's registers serve one call at a time
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Like a call by name, with the outputs by name too."""
+        results = self(**inputs)
+        names = [spec.name for spec in self.manifest.outputs]
+        return dict(zip(names, results if len(names) > 1 else [results], strict=True))
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """Run once; neither inputs nor outputs are copied.
+
+        Args:
+            *values: inputs in the model's order: numpy arrays or whatever speaks DLPack.
+            **named: the same by name, in place of `values`.
+
+        Returns:
+            The output, or a tuple of several: numpy arrays if all inputs are, or else TVM tensors,
+            which any DLPack library takes over (`torch.from_dlpack(output)`).
+
+        Raises:
+            UsageError: if an input is missing, unknown, or of another type, shape or device.
+            ModelError: if the run fails.
+        """
+        inputs = self._in_order(values, named)
+        tensors = [
+            _tensor(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)
+        ]
+        self._check(tensors)
+        try:
+            with self._lock:
+                results = self._main(*tensors)
+        except Exception as error:  # TVM's errors have no common base
+            raise ModelError(f"the run failed: {_last_line(error)}") from error
+        outputs = (results,) if isinstance(results, tvm_ffi.Tensor) else tuple(results)
+        if all(isinstance(value, np.ndarray) for value in inputs):
+            outputs = tuple(_array(output) for output in outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _in_order(self, values: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
+        names = [spec.name for spec in self.manifest.inputs]
+        if named and not values:
+            if sorted(named) != sorted(names):
+                raise UsageError(f"inputs {_listed(named)} were given; they are {_listed(names)}")
+            return [named[name] for name in names]
+        if named or len(values) != len(names):
+            raise UsageError(f"give every input, in order or by name: {clean(str(names), 160)}")
+        return values
+
+    def _check(self, tensors: Sequence[Any]) -> None:
+        extents: dict[str, int] = {}
+        for spec, tensor in zip(self.manifest.inputs, tensors, strict=True):
+            shape = tuple(int(extent) for extent in tensor.shape)
+            if str(tensor.dtype) != spec.dtype:
+                raise UsageError(f"{_told(spec)}, not {tensor.dtype}")
+            if tensor.device != self._device:
+                raise UsageError(f"{_told(spec)} on {self._device}, not on {tensor.device}")
+            if not _fits(spec.shape, shape, extents):
+                bound = ", ".join(f"{clean(key, 40)}={value}" for key, value in extents.items())
+                raise UsageError(f"{_told(spec)}, not {shape}{f' with {bound}' if bound else ''}")
+
+
+def _fits(shape: Sequence[int | str], given: Sequence[int], extents: dict[str, int]) -> bool:
+    """Whether a shape fits; the extents that its names stand for are noted."""
+    if len(shape) != len(given) or min(given, default=1) < 1:
+        return False
+    return all(
+        extent == (extents.setdefault(known, extent) if isinstance(known, str) else known)
+        for known, extent in zip(shape, given, strict=True)
+    )
+
+
+def _tensor(spec: TensorSpec, value: Any) -> Any:
+    """A view of the caller's memory."""
+    narrow = isinstance(value, np.ndarray) and value.dtype == ml_dtypes.bfloat16
+    source = value.view(np.uint16) if narrow else value  # DLPack in numpy lacks bfloat16
+    try:
+        tensor: Any = tvm_ffi.from_dlpack(source, require_alignment=0, require_contiguous=True)
+    except Exception as error:  # each library has errors of its own
+        raise UsageError(
+            f"input {clean(spec.name, 60)!r}: give a writable, contiguous array or DLPack tensor "
+            f"({_last_line(error)})"
+        ) from error
+    return tensor._create_view(tensor.shape, "bfloat16") if narrow else tensor
+
+
+def _array(tensor: Any) -> Any:
+    """A numpy view of the memory of a tensor on the CPU."""
+    if str(tensor.dtype) != "bfloat16":
+        return np.from_dlpack(tensor)
+    return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(ml_dtypes.bfloat16)
+
+
+def _told(spec: TensorSpec) -> str:
+    shape = ", ".join(clean(extent, 40) for extent in spec.shape)
+    return f"input {clean(spec.name, 60)!r} must be {spec.dtype} ({shape})"
+
+
+def _listed(names: Any) -> str:
+    return clean(", ".join(sorted(names)) or "none", 160)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return clean(lines[-1] if lines else type(error).__name__, 160)

@@ -1,0 +1,125 @@
+"""Models through target llvm: what compiles, and how bad input is refused."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+from helpers.architectures import ARCHITECTURES, export_architecture
+from helpers.graphs import GraphBuilder
+from helpers.weights import tiled_array
+
+from tbn_compile import CompileOptions, ModelError, UsageError, compile_model, load
+from tbn_compile.targets.compiled.validation import validate_library
+from tbn_compile.targets.llvm.processors import find_processor, tvm_target
+
+
+def save(folder, body, opset=18):
+    text = f'<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1]> {body}'
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_small_architectures(name, batch, tmp_path):
+    model = export_architecture(name, tmp_path)
+    compile_model(model, "llvm", tmp_path / "model.so")
+    report = validate_library(model, tmp_path / "model.so", input_dims={"batch": batch})
+    assert report.passed, report.outputs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_element_types(dtype, tmp_path):
+    graph = GraphBuilder()
+    x = graph.input("x", ["n", 96], dtype)
+    weight = graph.weight("w", tiled_array((96, 64), 96 * 16, 0.25, dtype=np.dtype(dtype)))
+    graph.node("MatMul", [x, weight], "y")
+    onnx.save(graph.model("y", dtype=dtype, rank=2), tmp_path / "model.onnx")
+    compile_model(tmp_path / "model.onnx", "llvm", tmp_path / "model.so")
+    report = validate_library(tmp_path / "model.onnx", tmp_path / "model.so", input_dims={"n": 5})
+    assert report.passed, report.outputs
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    model = save(
+        tmp_path,
+        "g (float[n, 4] a, float[n, 4] b, int64[n] k) => (float[n, 4] s, int64[n] t)"
+        "{ s = Add(a, b) t = Add(k, k) }",
+    )
+    compile_model(model, "llvm", tmp_path / "model.so")
+    a, k = np.ones((2, 4), np.float32), np.arange(2)
+    compiled = load(tmp_path / "model.so")
+    total, twice = compiled(k=k, b=a, a=a)
+    np.testing.assert_array_equal(total, a + a)
+    np.testing.assert_array_equal(twice, k + k)
+    with pytest.raises(UsageError, match=r"'b' must be float32 \(n, 4\), not \(3, 4\) with n=2"):
+        compiled(a, np.ones((3, 4), np.float32), k)
+
+
+def test_a_pinned_dimension_is_static(tmp_path):
+    model = save(tmp_path, "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    compile_model(model, "llvm", tmp_path / "model.so", CompileOptions(input_dims={"n": 2}))
+    compiled = load(tmp_path / "model.so")
+    assert compiled.manifest.inputs[0].shape == (2, 4)
+    with pytest.raises(UsageError, match=r"\(2, 4\), not \(3, 4\)"):
+        compiled(np.ones((3, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (
+            "g (double[4] x) => (double[4] y) { y = Relu(x) }",
+            "input 'x': element type float64 cannot be compiled; use one of .*float16",
+        ),
+        (
+            "g (float[4] x) => (float[4] y) { c = Cast <to = 11> (x) y = Cast <to = 1> (c) }",
+            "element type float64",
+        ),
+        (
+            "g (float[4] x) => (float[4] y) { y = com.microsoft.FastGelu(x) }",
+            "operator com.microsoft::FastGelu is not supported",
+        ),
+        ("g () => (float[1] y) { y = Constant <value_floats = [1.0]> () }", "no inputs"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(tmp_path, body, problem):
+    with pytest.raises(ModelError, match=problem):
+        compile_model(save(tmp_path, body), "llvm", tmp_path / "model.so")
+    assert not (tmp_path / "model.so").exists()
+
+
+def test_another_meaning_of_the_graph_is_refused(tmp_path, monkeypatch):
+    model = save(tmp_path, "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    run = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        "tbn_compile.sessions.Session.run",
+        lambda session, feeds: {"y": run(session._session, None, feeds)[0] + 1},
+    )
+    with pytest.raises(ModelError, match="otherwise than ONNX Runtime: output 'y'"):
+        compile_model(model, "llvm", tmp_path / "model.so")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_no_compiler_is_one_line(tmp_path, monkeypatch):
+    model = save(tmp_path, "g (float[4] x) => (float[4] y) { y = Relu(x) }")
+    monkeypatch.setattr("tvm.support.cc.get_cc", lambda: None)
+    with pytest.raises(UsageError, match=r"install g\+\+ or clang\+\+"):
+        compile_model(model, "llvm", tmp_path / "model.so")
+
+
+def test_an_unknown_processor_lists_the_known():
+    with pytest.raises(UsageError, match="unknown processor 'z80'; known: native, .*x86-64-v3"):
+        find_processor("z80")
+
+
+def test_features_of_a_named_processor():
+    features = find_processor("haswell").features
+    assert {"avx2", "fma"} <= set(features)
+    assert "avx512f" not in features
+
+
+def test_a_hidden_feature_is_switched_off(monkeypatch):
+    processor = find_processor("skylake-avx512").model_copy(update={"features": ("avx2",)})
+    assert "-avx512f" in tvm_target(processor).attrs["mattr"]
