@@ -44,6 +44,6 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 
 $(VENV)/developed: $(VENV)/installed .ci/apt-packages.txt .ci/constraints.txt $(REAL_MODELS)
 	.ci/install-packages .ci/apt-packages.txt
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt '.[dev,train]'
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt '.[cuda,dev,train]'
 	$(BIN)/pip install --quiet --no-deps --requirement $(REAL_MODELS)
 	touch $@

@@ -8,6 +8,7 @@ import tvm  # noqa: TID251
 from tvm import relax  # noqa: TID251
 
 from tbn_compile.passes.relax import Step, read_layer, tiled_binary_conv, tiled_binary_gemm
+from tbn_compile.passes.relax.distinct_rows import distinct_rows
 from tbn_compile.passes.relax.tiled_layer import constant_of
 from tbn_compile.targets.mcu.compiler.c_constants import constant_definition
 from tbn_compile.targets.mcu.compiler.c_program import ENTRY, entry_source, header
@@ -15,7 +16,6 @@ from tbn_compile.targets.mcu.compiler.c_source import declaration, extremes, wri
 from tbn_compile.targets.mcu.compiler.kernels.arithmetic import float_arithmetic
 from tbn_compile.targets.mcu.compiler.kernels.candidates import candidates, portable
 from tbn_compile.targets.mcu.compiler.kernels.cost_model import Costs
-from tbn_compile.targets.mcu.compiler.kernels.distinct_rows import distinct_rows
 from tbn_compile.targets.mcu.compiler.kernels.tiled_function import TiledFunction
 from tbn_compile.targets.mcu.cores import CORES
 from tbn_compile.targets.mcu.program import Operator, Program, Sample, Tensor

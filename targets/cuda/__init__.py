@@ -1,0 +1,1 @@
+"""Target cuda: kernels for tiled layers and artifacts with machine code."""

@@ -1,0 +1,98 @@
+"""Fat binaries: what they hold, and what becomes of bad input."""
+
+import struct
+
+import pytest
+import tvm
+import tvm_ffi
+
+from tbn_compile.errors import ModelError, UsageError
+from tbn_compile.targets.cuda import compilation
+from tbn_compile.targets.cuda.compilation import (
+    ARCHITECTURES,
+    compile_fatbin,
+    machine_code,
+)
+from tbn_compile.targets.cuda.fatbin import MAGIC, Entry, read_entries
+from tbn_compile.targets.cuda.tiled_gemm import GemmProblem, gemm_function
+
+KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.f; }'
+
+
+def build(tmp_path, architectures, kind, batch=None):
+    problem = GemmProblem("float16", batch, rows=64, copies=4, inputs=256)
+    function = gemm_function(problem, kind).with_attr("global_symbol", "main")
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
+    path = tmp_path / "model.so"
+    with machine_code(architectures) as label:
+        tvm.compile(tvm.IRModule({"main": function}), target=target).export_library(str(path))
+        return label(path.read_bytes())
+
+
+def entries_of(library):
+    assert library.count(MAGIC + struct.pack("<H", 1)) == 1
+    return read_entries(library[library.index(MAGIC) :])
+
+
+def test_machine_code_for_each_architecture_and_ptx_for_newer_ones():
+    entries = read_entries(compile_fatbin(KERNEL, ["90", "80"]))
+    assert set(entries) == {Entry("cubin", 80), Entry("cubin", 90), Entry("ptx", 90)}
+
+
+def test_library_holds_machine_code_and_no_source(tmp_path):
+    library = build(tmp_path, ["80", "86", "89", "90"], "any")
+    cubins = {entry.architecture for entry in entries_of(library) if entry.kind == "cubin"}
+    assert cubins == {80, 86, 89, 90}
+    assert Entry("ptx", 90) in entries_of(library)
+    assert b"__global__" not in library
+    assert struct.pack("<Q", 4) + b"fbin" in library
+
+
+@pytest.mark.parametrize("batch", [None, 1, 16, 64, 5000])
+def test_hopper_kernels_compile(tmp_path, batch):
+    entries = entries_of(build(tmp_path, ["90a"], "hopper", batch))
+    assert set(entries) == {Entry("cubin", 90), Entry("ptx", 90)}
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path):
+    first, second = (build(tmp_path, ["80"], "any", 8) for _ in range(2))
+    assert first[first.index(MAGIC) :][:4096] == second[second.index(MAGIC) :][:4096]
+
+
+@pytest.mark.parametrize("names", [["sm_90"], ["75"], ["90\n"], []])
+def test_unknown_architectures_list_the_valid_ones(names):
+    with pytest.raises(UsageError, match=", ".join(ARCHITECTURES)):
+        compile_fatbin(KERNEL, names)
+
+
+def test_a_missing_compiler_names_both_ways_to_get_one(monkeypatch):
+    monkeypatch.setattr(compilation, "_find_nvcc", lambda: None)
+    monkeypatch.setattr(compilation, "_find_nvrtc", lambda: None)
+    with pytest.raises(UsageError, match=r"nvcc is on PATH.*pip install tbn-compile\[cuda\]"):
+        compile_fatbin(KERNEL, ["80"])
+
+
+def test_source_that_does_not_compile():
+    with pytest.raises(ModelError, match="(nvcc|NVRTC) cannot compile the kernels: .*error"):
+        compile_fatbin("not CUDA", ["80"])
+
+
+def test_hooks_are_put_back():
+    before = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
+    with machine_code(["80"]):
+        assert tvm_ffi.get_global_func("tvm_callback_cuda_postproc", allow_missing=True)
+    assert tvm_ffi.get_global_func("tvm_callback_cuda_postproc", allow_missing=True) is None
+    after = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
+    assert (after is None) == (before is None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF" * 8, MAGIC])
+def test_what_is_no_fat_binary_is_refused(content):
+    with pytest.raises(ModelError, match="no fat binary"):
+        read_entries(content)
+
+
+def test_a_fat_binary_that_is_cut_short_is_refused():
+    content = compile_fatbin(KERNEL, ["80"])
+    with pytest.raises(ModelError, match="cut short"):
+        read_entries(content[:-100])
