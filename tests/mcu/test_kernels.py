@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from helpers.kernel_layers import every_candidate, run, tiled_layer
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from layer_strategies import conv_cases, gemm_cases
+from runtime_models import Layer
 
 TOLERANCE = 5e-7
 many = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -32,6 +34,19 @@ def test_pooled_conv(case, residual, data):
     results = expected(layer, x).shape[2:]
     pool = tuple(data.draw(st.integers(1, min(3, extent)), "pool") for extent in results)
     assert_right(layer, x, residual, data, pool)
+
+
+@pytest.mark.parametrize("rows_of_scale", [2, 4, 8])
+def test_one_scale_serves_several_copies_of_a_row(rows_of_scale):
+    layer = Layer(
+        weight_shape=(16, 4),
+        bits=np.array([1, 0, 0, 1], dtype=np.uint8),
+        scale=np.arange(1, 1 + 16 // rows_of_scale) / 4,
+        scale_length=4 * rows_of_scale,
+    )
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    for candidate in every_candidate(tiled_layer(layer, x.shape)):
+        assert_close(candidate, layer, x, None)
 
 
 def assert_right(layer, x, residual, data, pool=()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
+from tvm import tirx
 
 from tbn_compile.passes.relax.distinct_rows import DistinctRows, RunScale
 from tbn_compile.passes.relax.kernels import apply_epilogue
@@ -60,4 +61,8 @@ def scale_at(scale: RunScale, values: Any, number: Any) -> Any:
     """The scale of an output or input, from the buffer of its values."""
     if len(scale.values) == 1:
         return values[0]
-    return values[number if scale.run == 1 else number // scale.run]
+    if scale.run == 1:
+        return values[number]
+    # Unsigned, because TVM 0.27 turns (15 - i) // 4 of signed numbers into another value.
+    run = tirx.truncdiv(number.astype("uint32"), tirx.const(scale.run, "uint32"))
+    return values[run.astype("int32")]
