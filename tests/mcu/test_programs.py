@@ -203,3 +203,22 @@ def test_the_dense_program_gives_the_same_outputs(models, name, optimization, tm
     program = compile_dense_program(models[name], CORES["c"], optimization, {"batch": 1})
 
     assert largest_error(run_natively(program, tmp_path), program.sample.outputs) < 1e-5
+
+
+def test_one_scale_serves_several_copies_of_a_row(tmp_path):
+    signs = np.tile(np.array([1, -1, -1, 1], np.float32), (16, 1))
+    weight = signs * np.repeat(np.array([0.5, 0.75, 1.25, 1.5], np.float32), 4)[:, None]
+    node = onnx.helper.make_node(
+        "Conv", ["x", "w"], ["y"], kernel_shape=[1, 1], pads=[2, 2, 0, 2], strides=[2, 1]
+    )
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 2, 1])
+    constant = onnx.numpy_helper.from_array(weight.reshape(16, 4, 1, 1), "w")
+    graph = onnx.helper.make_graph([node], "g", [x], [_floats("y", 1, 16, 2, 5)], [constant])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
+
+    program, outputs = _run(model, tmp_path)
+
+    assert program.operators[0].kernel.endswith("1 of 16 rows, 4 of 4 columns")
+    assert largest_error(outputs, program.sample.outputs) < 1e-6
