@@ -186,7 +186,8 @@ def _pooled(layer: TiledLayer, values: Any) -> Any:
         ]
         return te.max(values[(*place[:2], *source)], axis=within)
 
-    return te.compute(layer.result_shape(), greatest, name="pooled")
+    extents = [e // size for e, size in zip(values.shape[2:], layer.pool, strict=True)]
+    return te.compute([*values.shape[:2], *extents], greatest, name="pooled")
 
 
 @dataclass(frozen=True)

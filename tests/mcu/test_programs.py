@@ -222,3 +222,25 @@ def test_one_scale_serves_several_copies_of_a_row(tmp_path):
 
     assert program.operators[0].kernel.endswith("1 of 16 rows, 4 of 4 columns")
     assert largest_error(outputs, program.sample.outputs) < 1e-6
+
+
+def test_pooling_after_scales_that_change_inside_rows(tmp_path):
+    signs = np.resize(np.array([1, -1, -1, 1, 1], np.float32), 24)
+    scales = np.repeat(np.array([0.5, 0.75, 1.25, 1.5, 2.0], np.float32), 5)[:24]
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[1, 1]),
+        onnx.helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 6, 4])
+    constant = onnx.numpy_helper.from_array((signs * scales).reshape(6, 4, 1, 1), "w")
+    graph = onnx.helper.make_graph(nodes, "g", [x], [_floats("y", 1, 6, 3, 2)], [constant])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
+
+    program, outputs = _run(model, tmp_path)
+
+    assert [operator.kernel.split(";")[0] for operator in program.operators] == [
+        "signed inputs, scales inside rows"
+    ]
+    assert largest_error(outputs, program.sample.outputs) < 1e-6
