@@ -30,6 +30,19 @@ def fuse_followers(function: Any, rule: Rule, *, after_rounding: bool = False) -
     return relax.analysis.remove_all_unused(fused)
 
 
+def rewrite_functions(mutator: Any, module: Any) -> Any:
+    """A module with every Relax function rewritten, and what the mutator's builder added.
+
+    Args:
+        mutator: a `PyExprMutator` made with the module.
+        module: the IRModule.
+    """
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            mutator.builder_.update_func(name, mutator.visit_expr(function))
+    return mutator.builder_.get()
+
+
 def operator_name(call: Any) -> str:
     """The name of a call's operator; empty if it calls something else or is no call."""
     is_call = isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.Op)

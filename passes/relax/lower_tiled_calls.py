@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.kernels import compute
 from tbn_compile.passes.relax.tiled_layer import CONV, GEMM, is_tiled, read_layer
 
@@ -26,11 +27,7 @@ class LowerTiledCalls:
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Lower in every Relax function of an IRModule."""
-        lowering = _Lowering(module)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                lowering.builder_.update_func(name, lowering.visit_expr(function))
-        return lowering.builder_.get()
+        return rewrite_functions(_Lowering(module), module)
 
 
 @relax.expr_functor.mutator

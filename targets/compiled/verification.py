@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.sessions import Session, check_model, random_inputs
 from tbn_compile.targets.compiled.loader import load
+from tbn_compile.targets.relax_import import agrees
 
 _SEED = 0
 _TOLERANCE = 0.05
@@ -35,19 +33,9 @@ def verify_artifact(artifact: Path, source: Path, input_dims: Mapping[str, int])
     references = Session(original).run(inputs)
     results = load(artifact).run(inputs)
     for name, reference in references.items():
-        if not _agrees(results[name], reference):
+        if not agrees(results[name], reference, _TOLERANCE):
             raise ModelError(
                 f"TVM reads the graph otherwise than ONNX Runtime: output {clean(name, 60)!r} "
                 f"differs; an operator on its way has an attribute or optional output that TVM "
                 f"passes over"
             )
-
-
-def _agrees(result: Any, reference: Any) -> bool:
-    if result.shape != reference.shape or result.dtype != reference.dtype:
-        return False
-    exact, computed = reference.astype(np.float64), result.astype(np.float64)
-    largest = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0))
-    step = 1.0 if reference.dtype.kind in "iu" else 0.0
-    allowed = _TOLERANCE * largest + step + 1e-6
-    return np.allclose(computed, exact, rtol=0.0, atol=allowed, equal_nan=True)

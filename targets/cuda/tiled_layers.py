@@ -16,6 +16,7 @@ from tbn_compile.passes.relax.distinct_rows import (
     RunScale,
     distinct_rows,
 )
+from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.lower_tiled_calls import lower_call
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, constant_of
 from tbn_compile.targets.cuda.sources import ACTIVATIONS, clip_step
@@ -44,11 +45,7 @@ class LowerTiledLayers:
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Lower in every Relax function of an IRModule."""
-        lowering = _Lowering(module, self.architecture)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                lowering.builder_.update_func(name, lowering.visit_expr(function))
-        return lowering.builder_.get()
+        return rewrite_functions(_Lowering(module, self.architecture), module)
 
 
 @relax.expr_functor.mutator

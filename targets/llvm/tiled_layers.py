@@ -13,6 +13,7 @@ from tvm import relax, te, tirx
 
 from tbn_compile.passes.relax import is_tiled, read_layer
 from tbn_compile.passes.relax.distinct_rows import DistinctRows, distinct_rows
+from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.lower_tiled_calls import lower_call
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
 from tbn_compile.targets.llvm.kernels import (
@@ -52,11 +53,7 @@ class LowerTiledLayers:
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Lower in every Relax function of an IRModule."""
-        lowering = _Lowering(module, self.lanes, self.permutes)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                lowering.builder_.update_func(name, lowering.visit_expr(function))
-        return lowering.builder_.get()
+        return rewrite_functions(_Lowering(module, self.lanes, self.permutes), module)
 
 
 @relax.expr_functor.mutator

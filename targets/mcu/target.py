@@ -45,7 +45,7 @@ class McuTarget:
         from tbn_compile.targets.mcu.boards.emulator import build_image  # noqa: PLC0415
         from tbn_compile.targets.mcu.boards.profile import check_runs, find_board  # noqa: PLC0415
         from tbn_compile.targets.mcu.compiler.compilation import compile_program  # noqa: PLC0415
-        from tbn_compile.targets.mcu.compiler.graph_import import check_graph  # noqa: PLC0415
+        from tbn_compile.targets.mcu.compiler.graph_check import check_graph  # noqa: PLC0415
         from tbn_compile.targets.mcu.compiler.sample import make_sample  # noqa: PLC0415
 
         optimization = _optimization(request.optimize)

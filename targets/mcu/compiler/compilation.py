@@ -14,12 +14,13 @@ from tbn_compile.passes.onnx.tiled_nodes import tiled_nodes
 from tbn_compile.targets.mcu.compiler.c_program import HEADER, entry_source, header, program_source
 from tbn_compile.targets.mcu.compiler.c_source import CFunction, write_functions
 from tbn_compile.targets.mcu.compiler.executor import Executable, Steps, place_steps, read_steps
-from tbn_compile.targets.mcu.compiler.graph_import import check_graph, check_static, import_graph
+from tbn_compile.targets.mcu.compiler.graph_check import check_graph, check_static
 from tbn_compile.targets.mcu.compiler.identifiers import identifiers
 from tbn_compile.targets.mcu.compiler.lowering import KERNEL, WEIGHTS, lower
 from tbn_compile.targets.mcu.compiler.verification import verify_import
 from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.program import Operator, Optimization, Program, Sample, Tensor
+from tbn_compile.targets.relax_import import to_relax
 
 
 def compile_program(
@@ -45,7 +46,7 @@ def compile_program(
         ModelError: if the graph holds what cannot be compiled.
     """
     check_graph(graph)
-    module = import_graph(graph)
+    module = to_relax(graph)
     check_static(module)
     with _naming_tvm("compile"):
         is_quantized = any(node.op_type == "QuantizeLinear" for node in graph.graph)

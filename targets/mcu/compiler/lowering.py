@@ -9,7 +9,6 @@ import tvm
 from tvm import relax, topi
 from tvm.tirx import PrimFunc
 
-from tbn_compile.errors import ModelError
 from tbn_compile.passes.relax import (
     FoldBatchNorm,
     FuseActivation,
@@ -21,6 +20,7 @@ from tbn_compile.passes.relax import (
     is_tiled,
     read_layer,
 )
+from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.tiled_layer import element_type
 from tbn_compile.targets.mcu.compiler.kernels import tiled_kernel
 from tbn_compile.targets.mcu.compiler.kernels.quantize import LowerQuantize
@@ -105,11 +105,7 @@ class LowerToKernels:
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Lower in every Relax function of an IRModule."""
-        lowering = _Lowering(module, self.core, self.optimization)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                lowering.builder_.update_func(name, lowering.visit_expr(function))
-        return lowering.builder_.get()
+        return rewrite_functions(_Lowering(module, self.core, self.optimization), module)
 
 
 @relax.expr_functor.mutator
@@ -124,8 +120,6 @@ class _Lowering(relax.PyExprMutator):
         if not is_tiled(call):
             return call
         layer = read_layer(call)
-        if not all(isinstance(each, tvm.ir.GenericConst) for each in (layer.tile, layer.scale)):
-            raise ModelError("a tile or its scale is computed by the model; it must be a constant")
         kernel = tiled_kernel(layer, self._optimization, self._core)
         attributes = {
             "op_pattern": _OPAQUE,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from tbn_compile.errors import ModelError
 from tbn_compile.targets.mcu.program import Sample
+from tbn_compile.targets.relax_import import agrees
 
 _TOLERANCES = {False: 1e-3, True: 0.05}
 """Share of the largest magnitude by whether the graph is quantised: rounding stays below it."""
@@ -21,7 +21,7 @@ def verify_import(module: Any, sample: Sample, *, is_quantized: bool) -> None:
     TVM's ONNX frontend passes over some attributes and optional outputs in silence.
 
     Args:
-        module: what `import_graph` gave.
+        module: what `to_relax` gave.
         sample: inputs and ONNX Runtime's outputs.
         is_quantized: whether rounding to integers may move values by whole steps.
 
@@ -35,20 +35,8 @@ def verify_import(module: Any, sample: Sample, *, is_quantized: bool) -> None:
     if len(arrays) != len(sample.outputs):
         raise ModelError(f"TVM gives {len(arrays)} outputs in the place of {len(sample.outputs)}")
     for index, (array, reference) in enumerate(zip(arrays, sample.outputs, strict=True)):
-        if not _agrees(array.numpy(), reference, _TOLERANCES[is_quantized]):
+        if not agrees(array.numpy(), reference, _TOLERANCES[is_quantized]):
             raise ModelError(
                 f"TVM reads the graph otherwise than ONNX Runtime: output {index} differs; an "
                 f"operator on its way has an attribute or optional output that TVM passes over"
             )
-
-
-def _agrees(result: Any, reference: Any, tolerance: float) -> bool:
-    if result.shape != reference.shape or result.dtype != reference.dtype:
-        return False
-    exact, computed = reference.astype(np.float64), result.astype(np.float64)
-    finite = np.isfinite(exact)
-    largest = float(np.abs(exact[finite]).max(initial=0.0))
-    step = 1.0 if reference.dtype.kind in "iu" else 0.0
-    return np.allclose(
-        computed, exact, rtol=0.0, atol=tolerance * largest + step + 1e-6, equal_nan=True
-    )

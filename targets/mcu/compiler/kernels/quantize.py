@@ -18,7 +18,11 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from tbn_compile.passes.relax.epilogue_fusion import operator_name, with_constants
+from tbn_compile.passes.relax.epilogue_fusion import (
+    operator_name,
+    rewrite_functions,
+    with_constants,
+)
 from tbn_compile.passes.relax.fuse_quantization import read_quantization
 from tbn_compile.passes.relax.tiled_layer import Quantization, constant_of
 
@@ -41,11 +45,7 @@ class LowerQuantize:
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Lower in every Relax function of an IRModule."""
-        lowering = _Lowering(module)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                lowering.builder_.update_func(name, lowering.visit_expr(function))
-        return lowering.builder_.get()
+        return rewrite_functions(_Lowering(module), module)
 
 
 @relax.expr_functor.mutator
