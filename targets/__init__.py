@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx_ir as ir
 
 from tbn_compile.errors import UsageError, clean
+
+if TYPE_CHECKING:
+    from tbn_compile.pipeline import ProgressCallback
 
 GROUP = "tbn_compile.targets"
 
@@ -26,6 +29,9 @@ class Request:
         input_dims: extents that were given for symbolic dimensions.
         optimize: what kernels spend, RAM or time, or None for the target's default.
         board: name or file of a board that the artifact must fit, or None.
+        cpu: LLVM's name of the processor, or None: this machine's.
+        cuda_arch: compute capabilities such as "90", or None for the target's default.
+        progress: called as steps of long work begin, or None.
     """
 
     graph: ir.Model
@@ -34,6 +40,14 @@ class Request:
     input_dims: Mapping[str, int] = field(default_factory=dict)
     optimize: str | None = None
     board: str | None = None
+    cpu: str | None = None
+    cuda_arch: tuple[str, ...] | None = None
+    progress: ProgressCallback | None = None
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """Say that a step of the packaging begins, after `done` of `total` steps."""
+        if self.progress is not None:
+            self.progress(step, done, total)
 
 
 @dataclass(frozen=True)

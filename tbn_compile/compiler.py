@@ -13,6 +13,10 @@ from tbn_compile.reports import ModelReport, layer_reports
 from tbn_compile.targets import Request, find_target
 
 
+_TARGET_OPTIONS = ("optimize", "board", "cpu", "cuda_arch")
+"""Those that not every target understands."""
+
+
 @dataclass(frozen=True)
 class CompileOptions:
     """Options of a compilation.
@@ -23,6 +27,8 @@ class CompileOptions:
         progress: called as long phases go on, or None.
         optimize: "ram", "balanced" or "time"; microcontroller targets alone understand it.
         board: name or TOML file of a board that the artifact must fit; likewise.
+        cpu: LLVM's name of the processor to compile for; target llvm alone understands it.
+        cuda_arch: compute capabilities such as "90"; target cuda alone understands them.
     """
 
     input_dims: Mapping[str, int] | None = None
@@ -30,6 +36,8 @@ class CompileOptions:
     progress: ProgressCallback | None = None
     optimize: str | None = None
     board: str | None = None
+    cpu: str | None = None
+    cuda_arch: tuple[str, ...] | None = None
 
 
 def compile_model(
@@ -56,9 +64,10 @@ def compile_model(
     """
     source, options = Path(model), options or CompileOptions()
     packager = find_target(target)
-    for option in ("optimize", "board"):
-        if getattr(options, option) is not None and option not in packager.options:
-            raise UsageError(f"target {target} has no option {option!r}; leave it out")
+    given = {name: getattr(options, name) for name in _TARGET_OPTIONS}
+    for name, value in given.items():
+        if value is not None and name not in packager.options:
+            raise UsageError(f"target {target} has no option {name!r}; leave it out")
     artifact = Path(output) if output else source.with_name(source.stem + packager.suffix)
     if artifact.is_dir():
         raise UsageError(f"{clean(artifact, 200)} is a folder; choose another output file")
@@ -70,7 +79,7 @@ def compile_model(
     if not pipeline.files.isdisjoint({artifact.resolve(), beside.resolve()}):
         raise UsageError(f"{clean(artifact, 200)} would replace the model; choose another output")
     request = Request(
-        graph, source, artifact, options.input_dims or {}, options.optimize, options.board
+        graph, source, artifact, options.input_dims or {}, progress=options.progress, **given
     )
     package = pipeline.package(lambda: packager.package(request))
     return ModelReport(

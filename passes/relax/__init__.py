@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         tiled_binary_conv,
         tiled_binary_gemm,
     )
+    from tbn_compile.passes.relax.widen_sums import WidenSums
 
 _HOME = {
     "CONV": "tiled_layer",
@@ -49,6 +50,7 @@ _HOME = {
     "Quantization": "tiled_layer",
     "Step": "tiled_layer",
     "TiledLayer": "tiled_layer",
+    "WidenSums": "widen_sums",
     "is_tiled": "tiled_layer",
     "read_layer": "tiled_layer",
     "tiled_binary_conv": "tiled_layer",
@@ -69,6 +71,7 @@ __all__ = [
     "Quantization",
     "Step",
     "TiledLayer",
+    "WidenSums",
     "is_tiled",
     "read_layer",
     "register",

@@ -48,7 +48,8 @@ def naming_tvm(action: str) -> Generator[None]:
     except TbnError:
         raise
     except Exception as error:  # TVM's errors have no common base
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        lines = lines or [type(error).__name__]
         raise ModelError(f"TVM cannot {action} the graph: {clean(lines[-1], 200)}") from error
 
 

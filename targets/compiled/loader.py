@@ -16,6 +16,11 @@ from tvm.runtime.vm import VirtualMachine
 
 from tbn_compile.errors import ModelError, UsageError, clean
 from tbn_compile.targets.compiled.artifact import read_artifact
+from tbn_compile.targets.compiled.cuda_device import (
+    compute_capability,
+    find_gpu,
+    runs_on,
+)
 from tbn_compile.targets.compiled.manifest import Manifest, Processor, TensorSpec
 from tbn_compile.targets.compiled.processor import architecture, present_features
 
@@ -33,7 +38,8 @@ def load(path: str | Path) -> CompiledModel:
     manifest, content = read_artifact(source)
     name = clean(source.name, 80)
     _check_processor(name, manifest.processor)
-    return CompiledModel(manifest, _open_machine(name, manifest, content))
+    device = tvm.cpu() if manifest.device == "cpu" else _find_gpu(name, manifest)
+    return CompiledModel(manifest, _open_machine(name, device, content), device)
 
 
 def _check_processor(name: str, needed: Processor) -> None:
@@ -51,10 +57,23 @@ def _check_processor(name: str, needed: Processor) -> None:
         )
 
 
-def _open_machine(name: str, manifest: Manifest, content: bytes) -> VirtualMachine:
-    device = tvm.cpu() if manifest.device == "cpu" else tvm.cuda()
-    if not device.exist:
-        raise ModelError(f"{name} needs a {manifest.device} device that TVM can use; there is none")
+def _find_gpu(name: str, manifest: Manifest) -> Any:
+    gpu = find_gpu()
+    if gpu is None:
+        raise ModelError(
+            f"{name} needs an NVIDIA GPU; there is none, or no driver or CUDA 13 runtime for it "
+            f"(`pip install tbn-compile[cuda]` has the latter)"
+        )
+    if not runs_on(gpu, manifest.cuda_architectures):
+        listed = clean(", ".join(manifest.cuda_architectures), 80)
+        raise ModelError(
+            f"{name} has code for compute capability {listed}; this GPU's is "
+            f"{compute_capability(gpu)}: compile the model with --cuda-arch"
+        )
+    return gpu
+
+
+def _open_machine(name: str, device: Any, content: bytes) -> VirtualMachine:
     # A private copy: what is opened is what was checked, whatever becomes of the file meanwhile.
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "model.so"
@@ -71,12 +90,13 @@ class CompiledModel:
     Args:
         manifest: its description.
         machine: what executes it.
+        device: where it executes.
     """
 
-    def __init__(self, manifest: Manifest, machine: VirtualMachine) -> None:
+    def __init__(self, manifest: Manifest, machine: VirtualMachine, device: Any) -> None:
         self.manifest = manifest
+        self.device = device
         self._main = machine["main"]
-        self._device = tvm.cpu() if manifest.device == "cpu" else tvm.cuda()
         self._lock = Lock()  # the machine's registers serve one call at a time
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +106,10 @@ class CompiledModel:
         return dict(zip(names, results if len(names) > 1 else [results], strict=True))
 
     def __call__(self, *values: Any, **named: Any) -> Any:
-        """Run once; neither inputs nor outputs are copied.
+        """Run once; nothing is copied but numpy arrays to a GPU and back.
+
+        A GPU runs it on TVM's current stream, by default CUDA's default one, and the call returns
+        before the work is done unless all inputs are numpy arrays.
 
         Args:
             *values: inputs in the model's order: numpy arrays or whatever speaks DLPack.
@@ -102,7 +125,8 @@ class CompiledModel:
         """
         inputs = self._in_order(values, named)
         tensors = [
-            _tensor(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)
+            self._tensor(spec, value)
+            for spec, value in zip(self.manifest.inputs, inputs, strict=True)
         ]
         self._check(tensors)
         try:
@@ -112,8 +136,15 @@ class CompiledModel:
             raise ModelError(f"the run failed: {_last_line(error)}") from error
         outputs = (results,) if isinstance(results, tvm_ffi.Tensor) else tuple(results)
         if all(isinstance(value, np.ndarray) for value in inputs):
+            self.device.sync()
             outputs = tuple(_array(output) for output in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _tensor(self, spec: TensorSpec, value: Any) -> Any:
+        tensor = _view(spec, value)
+        if self.manifest.device == "cpu" or not isinstance(value, np.ndarray):
+            return tensor
+        return tvm.runtime.empty(tensor.shape, tensor.dtype, self.device).copyfrom(tensor)
 
     def _in_order(self, values: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
         names = [spec.name for spec in self.manifest.inputs]
@@ -131,8 +162,8 @@ class CompiledModel:
             shape = tuple(int(extent) for extent in tensor.shape)
             if str(tensor.dtype) != spec.dtype:
                 raise UsageError(f"{_told(spec)}, not {tensor.dtype}")
-            if tensor.device != self._device:
-                raise UsageError(f"{_told(spec)} on {self._device}, not on {tensor.device}")
+            if tensor.device != self.device:
+                raise UsageError(f"{_told(spec)} on {self.device}, not on {tensor.device}")
             if not _fits(spec.shape, shape, extents):
                 bound = ", ".join(f"{clean(key, 40)}={value}" for key, value in extents.items())
                 raise UsageError(f"{_told(spec)}, not {shape}{f' with {bound}' if bound else ''}")
@@ -148,7 +179,7 @@ def _fits(shape: Sequence[int | str], given: Sequence[int], extents: dict[str, i
     )
 
 
-def _tensor(spec: TensorSpec, value: Any) -> Any:
+def _view(spec: TensorSpec, value: Any) -> Any:
     """A view of the caller's memory."""
     narrow = isinstance(value, np.ndarray) and value.dtype == ml_dtypes.bfloat16
     source = value.view(np.uint16) if narrow else value  # DLPack in numpy lacks bfloat16
@@ -163,7 +194,9 @@ def _tensor(spec: TensorSpec, value: Any) -> Any:
 
 
 def _array(tensor: Any) -> Any:
-    """A numpy view of the memory of a tensor on the CPU."""
+    """A tensor as numpy: a view of its memory, or a copy if that is a GPU's."""
+    if tensor.device != tvm.cpu():
+        tensor = tensor.copyto(tvm.cpu())
     if str(tensor.dtype) != "bfloat16":
         return np.from_dlpack(tensor)
     return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(ml_dtypes.bfloat16)

@@ -1,1 +1,5 @@
-"""Target cuda: kernels for tiled layers and artifacts with machine code."""
+"""Target `cuda`: a shared library for NVIDIA GPUs, run by TVM's runtime alone."""
+
+from tbn_compile.targets.cuda.target import CudaTarget
+
+__all__ = ["CudaTarget"]

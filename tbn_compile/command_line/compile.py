@@ -61,6 +61,24 @@ def compile_tool(
             help="Refuse what does not fit this board; validate and write projects for it.",
         ),
     ] = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            "--cpu",
+            metavar="NAME",
+            help="LLVM's name of the processor for target llvm, such as x86-64-v3; by default "
+            "this machine's.",
+        ),
+    ] = None,
+    cuda_arch: Annotated[
+        str | None,
+        typer.Option(
+            "--cuda-arch",
+            metavar="LIST",
+            help="Compute capabilities for target cuda, such as 80,90; by default this machine's "
+            "GPU, or else 80,86,89,90.",
+        ),
+    ] = None,
     emit_project: Annotated[
         Path | None,
         typer.Option("--emit-project", metavar="DIR", help="Also write a project that builds."),
@@ -99,7 +117,15 @@ def compile_tool(
         _check_project(target, emit_project, template or _TEMPLATE, board)
     common.refuse_overwriting(report, model, *([output] if output else []))
     with common.progress_bar() as progress:
-        options = CompileOptions(input_dims, dump_phases, progress, optimize, board)
+        options = CompileOptions(
+            input_dims,
+            dump_phases,
+            progress,
+            optimize,
+            board,
+            cpu,
+            tuple(cuda_arch.split(",")) if cuda_arch is not None else None,
+        )
         compiled = compile_model(model, target, output, options)
         artifact = (output or model).parent / str(compiled.artifact)
         validate_artifact = partial(_validate, model, artifact, board, input_dims, progress)

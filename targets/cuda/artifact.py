@@ -1,0 +1,58 @@
+"""The way of a lowered graph to an artifact for a GPU: import, lower, build, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import tvm
+
+from tbn_compile.targets.compiled.artifact import pack_artifact
+from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
+from tbn_compile.targets.compiled.library import build_library, naming_tvm
+from tbn_compile.targets.compiled.manifest import Manifest, encodable, tool_versions
+from tbn_compile.targets.compiled.processor import architecture
+from tbn_compile.targets.cuda.compilation import compiler_name, machine_code
+from tbn_compile.targets.cuda.lowering import lower
+from tbn_compile.targets.cuda.schedule import gpu_target
+from tbn_compile.targets.llvm.processors import find_processor, tvm_target
+
+_BASELINES = {"x86_64": "x86-64", "aarch64": "generic"}
+"""Processors whose code runs on every machine of an architecture: the host only launches."""
+_GRAPHS = {"relax.backend.use_cuda_graph": True}
+"""Launches whose shapes are known are captured once and replayed as one graph."""
+
+
+def compile_artifact(graph: ir.Model, model: str, architectures: Sequence[str]) -> bytes:
+    """Compile to the content of an artifact.
+
+    Args:
+        graph: a lowered graph, or one without tiled layers.
+        model: the name of the file that it came from.
+        architectures: compute capabilities, checked.
+
+    Raises:
+        ModelError: if the graph holds what cannot be compiled.
+        UsageError: if there is no C++ or CUDA compiler.
+    """
+    module = import_graph(graph)
+    inputs, outputs = tensor_specs(graph, module)
+    processor = find_processor(_BASELINES.get(architecture(), "generic"))
+    target = gpu_target(tvm_target(processor))
+    with naming_tvm("lower"):
+        module = lower(module, target, architectures)
+    with machine_code(architectures) as label, tvm.transform.PassContext(config=_GRAPHS):
+        library = label(build_library(module, target))
+    return pack_artifact(
+        library,
+        Manifest(
+            model=encodable(model),
+            target="cuda",
+            device="cuda",
+            processor=processor,
+            cuda_architectures=tuple(architectures),
+            inputs=inputs,
+            outputs=outputs,
+            tools=tool_versions(cuda=compiler_name()),
+        ),
+    )
