@@ -19,6 +19,21 @@ GROUP = "tbn_compile.targets"
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """A search for schedules, and the file that keeps what it found.
+
+    Attributes:
+        file: read if it exists, and extended by a search.
+        trials: how many variants to measure; 0: none, the file alone counts.
+        tracker: HOST:PORT/KEY of TVM's RPC tracker for a remote device, or None: this machine.
+    """
+
+    file: Path
+    trials: int = 0
+    tracker: str | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What a target is to package.
 
@@ -31,6 +46,7 @@ class Request:
         board: name or file of a board that the artifact must fit, or None.
         cpu: LLVM's name of the processor, or None: this machine's.
         cuda_arch: compute capabilities such as "90", or None for the target's default.
+        tuning: schedules to search or to use, or None.
         progress: called as steps of long work begin, or None.
     """
 
@@ -42,6 +58,7 @@ class Request:
     board: str | None = None
     cpu: str | None = None
     cuda_arch: tuple[str, ...] | None = None
+    tuning: Tuning | None = None
     progress: ProgressCallback | None = None
 
     def report(self, step: str, done: int, total: int) -> None:

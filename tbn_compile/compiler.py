@@ -10,10 +10,9 @@ from tbn_compile.errors import UsageError, clean
 from tbn_compile.loading import total_bytes
 from tbn_compile.pipeline import Pipeline, ProgressCallback
 from tbn_compile.reports import ModelReport, layer_reports
-from tbn_compile.targets import Request, find_target
+from tbn_compile.targets import Request, Tuning, find_target
 
-
-_TARGET_OPTIONS = ("optimize", "board", "cpu", "cuda_arch")
+_TARGET_OPTIONS = ("optimize", "board", "cpu", "cuda_arch", "tuning")
 """Those that not every target understands."""
 
 
@@ -29,6 +28,7 @@ class CompileOptions:
         board: name or TOML file of a board that the artifact must fit; likewise.
         cpu: LLVM's name of the processor to compile for; target llvm alone understands it.
         cuda_arch: compute capabilities such as "90"; target cuda alone understands them.
+        tuning: schedules to search or to use; targets llvm and cuda understand it.
     """
 
     input_dims: Mapping[str, int] | None = None
@@ -38,6 +38,7 @@ class CompileOptions:
     board: str | None = None
     cpu: str | None = None
     cuda_arch: tuple[str, ...] | None = None
+    tuning: Tuning | None = None
 
 
 def compile_model(

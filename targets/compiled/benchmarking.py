@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tvm
 
@@ -18,7 +19,7 @@ from tbn_compile.benchmarking import (
 from tbn_compile.loading import model_files, total_bytes
 from tbn_compile.pipeline import ProgressCallback
 from tbn_compile.sessions import Session, check_model, known_dims, random_inputs
-from tbn_compile.targets.compiled.loader import load
+from tbn_compile.targets.compiled.loader import CompiledModel, load
 
 _BIG_CORES = 1  # TVM's number for this way of choosing cores
 
@@ -34,11 +35,13 @@ def benchmark_library(
     input_dims: Mapping[str, int] | None = None,
     progress: ProgressCallback | None = None,
 ) -> BenchmarkReport:
-    """Time the original in stock ONNX Runtime and the library; see `benchmark_model`.
+    """Time the original in stock ONNX Runtime on the CPU and the library; see `benchmark_model`.
+
+    On a GPU, inputs and outputs stay there and each run is waited for.
 
     Args:
         model: the original `.onnx` file.
-        artifact: what target llvm made of it.
+        artifact: what target llvm or cuda made of it.
         threads: threads of one operator.
         runs: the most rounds.
         seconds: no round starts after this time, except the first.
@@ -57,7 +60,7 @@ def benchmark_library(
     tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
     contenders: dict[str, Callable[[], object]] = {
         ORIGINAL: partial(Session(original, threads=threads).run_raw, feeds),
-        compiled.manifest.target: partial(compiled.run, feeds),
+        compiled.manifest.target: partial(_run, compiled, compiled.place(feeds)),
     }
     times = time_in_turns(contenders, runs, seconds, progress)
     return BenchmarkReport(
@@ -69,3 +72,8 @@ def benchmark_library(
         rounds=len(times[ORIGINAL]),
         timings=summarize(times),
     )
+
+
+def _run(compiled: CompiledModel, inputs: Mapping[str, Any]) -> None:
+    compiled.run(inputs)
+    compiled.device.sync()

@@ -30,7 +30,7 @@ def runs_on(device: Any, architectures: Sequence[str]) -> bool:
     capability = int(compute_capability(device))
     known = [int(name.rstrip("a")) for name in architectures]
     same = any(name // 10 == capability // 10 and name <= capability for name in known)
-    return same or max(known) <= capability
+    return same or max(known, default=capability + 1) <= capability
 
 
 @cache

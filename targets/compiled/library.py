@@ -10,7 +10,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import relax, tirx
 from tvm.support import cc
 
 from tbn_compile.errors import ModelError, TbnError, UsageError, clean
@@ -30,10 +30,36 @@ def build_library(module: Any, target: Any) -> bytes:
     if cc.get_cc() is None:
         raise UsageError("no C++ compiler to link with; install g++ or clang++, or name one in CXX")
     with naming_tvm("compile"), tempfile.TemporaryDirectory() as folder:
-        executable = tvm.compile(AllowAnyAlignment()(module), target=target)  # type: ignore[operator]
+        module = AllowAnyAlignment()(module)  # type: ignore[operator]
+        # TVM's default passes for a GPU would fuse and schedule once more.
+        passes = [relax.get_pipeline("default_build"), OrderShapeStores()]
+        pipeline = tvm.transform.Sequential(passes)
+        executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
         library = Path(folder) / "model.so"
         executable.export_library(str(library))
         return library.read_bytes()
+
+
+@tvm.transform.module_pass(opt_level=0)
+class OrderShapeStores:
+    """Sort the stores of TVM's functions that compute symbolic extents.
+
+    They come in the order of a hash table of addresses. Each gives a place of its own, from
+    extents that were known before the call.
+    """
+
+    def transform_module(self, module: Any, _context: Any) -> Any:
+        """Rewrite every such function of an IRModule."""
+        for name, function in module.functions_items():
+            if name.name_hint.startswith("shape_func") and isinstance(function.body, tirx.SeqStmt):
+                module.update_func(name, function.with_body(_sorted_stores(function.body)))
+        return module
+
+
+def _sorted_stores(body: Any) -> Any:
+    if not all(isinstance(statement, tirx.BufferStore) for statement in body):
+        return body
+    return tirx.SeqStmt(sorted(body, key=lambda store: int(store.indices[0])))
 
 
 @contextmanager

@@ -105,6 +105,11 @@ class CompiledModel:
         names = [spec.name for spec in self.manifest.outputs]
         return dict(zip(names, results if len(names) > 1 else [results], strict=True))
 
+    def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The same inputs where the model runs: arrays are viewed on a CPU, copied to a GPU."""
+        specs = {spec.name: spec for spec in self.manifest.inputs}
+        return {name: self._tensor(specs[name], value) for name, value in inputs.items()}
+
     def __call__(self, *values: Any, **named: Any) -> Any:
         """Run once; nothing is copied but numpy arrays to a GPU and back.
 

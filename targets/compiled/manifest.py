@@ -18,6 +18,7 @@ Dtype = Literal[
 
 _Extent = Annotated[int, Field(ge=0, le=2**40)]
 _Text = Annotated[str, Field(max_length=4096)]
+_Capability = Annotated[str, Field(pattern=r"^[0-9]{2,3}a?$")]
 
 
 class _Part(BaseModel):
@@ -75,7 +76,7 @@ class Manifest(_Part):
     target: _Text
     device: Literal["cpu", "cuda"]
     processor: Processor
-    cuda_architectures: tuple[_Text, ...] = ()
+    cuda_architectures: tuple[_Capability, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     tools: dict[_Text, _Text]

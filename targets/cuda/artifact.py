@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import tvm
 
+from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.artifact import pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
@@ -23,13 +24,16 @@ _GRAPHS = {"relax.backend.use_cuda_graph": True}
 """Launches whose shapes are known are captured once and replayed as one graph."""
 
 
-def compile_artifact(graph: ir.Model, model: str, architectures: Sequence[str]) -> bytes:
+def compile_artifact(
+    graph: ir.Model, model: str, architectures: Sequence[str], tuning: Tuning | None = None
+) -> bytes:
     """Compile to the content of an artifact.
 
     Args:
         graph: a lowered graph, or one without tiled layers.
         model: the name of the file that it came from.
         architectures: compute capabilities, checked.
+        tuning: schedules to search or to use, or None.
 
     Raises:
         ModelError: if the graph holds what cannot be compiled.
@@ -40,7 +44,7 @@ def compile_artifact(graph: ir.Model, model: str, architectures: Sequence[str]) 
     processor = find_processor(_BASELINES.get(architecture(), "generic"))
     target = gpu_target(tvm_target(processor))
     with naming_tvm("lower"):
-        module = lower(module, target, architectures)
+        module = lower(module, target, architectures, tuning)
     with machine_code(architectures) as label, tvm.transform.PassContext(config=_GRAPHS):
         library = label(build_library(module, target))
     return pack_artifact(

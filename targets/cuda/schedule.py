@@ -8,6 +8,8 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 
+from tbn_compile.targets.compiled.scheduling import SCHEDULED, is_scheduled
+
 _RULES = (
     dlight.gpu.Matmul(),
     dlight.gpu.GEMV(),
@@ -44,20 +46,16 @@ class ScheduleForGpu:
         target = tvm.target.Target.current(allow_none=False)
         scheduled = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for name, function in module.functions_items():
-            if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
+            if isinstance(function, tirx.PrimFunc) and not is_scheduled(function):
                 scheduled[name] = _scheduled(function, target)
         return scheduled
-
-
-def _is_scheduled(function: Any) -> bool:
-    return function.attrs is not None and bool(function.attrs.get("tirx.is_scheduled", False))
 
 
 def _scheduled(function: Any, target: Any) -> Any:
     for rule in _RULES:
         schedule = _apply(rule, function, target)
         if schedule is not None:
-            return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+            return schedule.mod["main"].with_attr(SCHEDULED, True)
     return function
 
 
@@ -67,6 +65,6 @@ def _apply(rule: Any, function: Any, target: Any) -> Any:
         target = _WITHOUT_TENSOR_CORES
     try:
         result = rule.apply(function, target, False)
-    except (AssertionError, s_tir.schedule.ScheduleError):  # how rules say no to what they misjudged
+    except (AssertionError, s_tir.schedule.ScheduleError):  # a rule misjudged it
         return None
     return result[0] if isinstance(result, list) else result

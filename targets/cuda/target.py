@@ -17,7 +17,7 @@ class CudaTarget:
 
     description = "shared library with machine code for NVIDIA GPUs, run by TVM's runtime alone"
     suffix = ".so"
-    options = frozenset({"cuda_arch"})
+    options = frozenset({"cuda_arch", "tuning"})
 
     def __init__(self, _name: str = "cuda") -> None:
         pass
@@ -32,23 +32,30 @@ class CudaTarget:
                 else, or it cannot be written.
             UsageError: if an architecture is unknown, or there is no C++ or CUDA compiler.
         """
+        from tbn_compile.targets.compiled.tuning import check_tuning  # noqa: PLC0415
         from tbn_compile.targets.cuda.artifact import compile_artifact  # noqa: PLC0415
         from tbn_compile.targets.cuda.compilation import compiler_name  # noqa: PLC0415
 
         architectures = _architectures(request.cuda_arch)
         compiler_name()  # fail before the work, not after it
+        check_tuning(request.tuning)
         request.report("compile", 0, 2)
-        content = compile_artifact(request.graph, request.source.name, architectures)
+        content = compile_artifact(
+            request.graph, request.source.name, architectures, request.tuning
+        )
         request.report("check", 1, 2)
         with staging_folder(request.output) as staging:
             written = staging / request.output.name
             written.write_bytes(content)
             checked = _verify(written, request, architectures)
         details = {"cuda_architectures": list(architectures), "checked_on": checked}
-        lines = (f"Machine code for compute capability {', '.join(architectures)}, and PTX",)
+        lines = [f"Machine code for compute capability {', '.join(architectures)}, and PTX"]
         if checked == "cpu":
-            lines += ("Not run: no GPU here; the graph was checked on the CPU. Run tbn-validate",)
-        return Package((request.output,), details, lines)
+            lines.append(
+                "Not run: no GPU here for this code. The graph was checked on the CPU; validate "
+                "the artifact with tbn-validate on a machine that has one"
+            )
+        return Package((request.output,), details, tuple(lines))
 
 
 def _architectures(names: Sequence[str] | None) -> tuple[str, ...]:

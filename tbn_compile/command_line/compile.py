@@ -79,6 +79,29 @@ def compile_tool(
             "GPU, or else 80,86,89,90.",
         ),
     ] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            "--tune",
+            metavar="TRIALS",
+            min=0,
+            help="Search schedules for what is no tiled layer, by so many measurements.",
+        ),
+    ] = 0,
+    tuning_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tuning-file", metavar="FILE", help="Where schedules that were found are kept."
+        ),
+    ] = None,
+    rpc_tracker: Annotated[
+        str | None,
+        typer.Option(
+            "--rpc-tracker",
+            metavar="HOST:PORT/KEY",
+            help="TVM's tracker of remote devices to measure on; by default this machine.",
+        ),
+    ] = None,
     emit_project: Annotated[
         Path | None,
         typer.Option("--emit-project", metavar="DIR", help="Also write a project that builds."),
@@ -108,11 +131,14 @@ def compile_tool(
     input_dims = common.parse_input_dims(input_dim)
 
     from tbn_compile.compiler import CompileOptions, compile_model  # noqa: PLC0415
+    from tbn_compile.targets import Tuning  # noqa: PLC0415
 
     if validate and target == "ort":
         _require_library()
     if template is not None and emit_project is None:
         raise UsageError("--template belongs to --emit-project DIR; give both or neither")
+    if tuning_file is None and (tune or rpc_tracker is not None):
+        raise UsageError("--tune and --rpc-tracker need --tuning-file FILE for what they find")
     if emit_project is not None:
         _check_project(target, emit_project, template or _TEMPLATE, board)
     common.refuse_overwriting(report, model, *([output] if output else []))
@@ -125,6 +151,7 @@ def compile_tool(
             board,
             cpu,
             tuple(cuda_arch.split(",")) if cuda_arch is not None else None,
+            Tuning(tuning_file, tune, rpc_tracker) if tuning_file is not None else None,
         )
         compiled = compile_model(model, target, output, options)
         artifact = (output or model).parent / str(compiled.artifact)

@@ -110,7 +110,7 @@ def test_a_device_that_is_not_there_is_refused(example, tmp_path, monkeypatch):
     path = tmp_path / "model.so"
     path.write_bytes(pack_artifact(library, manifest.model_copy(update={"device": "cuda"})))
     monkeypatch.setattr("tvm.runtime.Device.exist", property(lambda _: False))
-    with pytest.raises(ModelError, match="needs a cuda device"):
+    with pytest.raises(ModelError, match="needs an NVIDIA GPU; there is none"):
         load(path)
 
 

@@ -66,7 +66,7 @@ def test_the_artifact_holds_machine_code_and_tells_of_it(tmp_path, without_gpu):
 def test_small_architectures_compile_without_a_gpu(name, tmp_path, without_gpu):
     _, _, report = compile_architecture(name, tmp_path, cuda_arch=("80",))
     assert report.details["checked_on"] == "cpu"
-    assert any("Not run: no GPU here" in line for line in report.details_lines)
+    assert any("Not run: no GPU here for this code" in line for line in report.details_lines)
 
 
 def test_default_architectures(tmp_path, without_gpu):
@@ -134,6 +134,7 @@ def test_loading_on_an_older_gpu_is_refused_before_anything_runs(tmp_path, monke
         ("9.0", ["90"], True),
         ("12.0", ["80", "90"], True),
         ("7.5", ["80"], False),
+        ("9.0", [], False),
     ],
 )
 def test_which_gpus_run_what(capability, architectures, runs):
