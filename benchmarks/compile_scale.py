@@ -1,8 +1,11 @@
-"""How compile time and memory grow with the model: 40 tiled layers of external data.
+"""How compile time and memory grow with the model; each is compiled in a process of its own.
 
-Run `python benchmarks/compile_scale.py [megabytes ...]`. Each size is compiled in a process of its
-own, whose peak resident memory is read back. The bound is the one that the format promises:
-dense bytes / (32 · p), plus the scales.
+    python benchmarks/compile_scale.py [megabytes ...]
+    python benchmarks/compile_scale.py --target llvm [--depths 3 6 12 24]
+
+Without a target: 40 tiled layers of external data for ONNX Runtime, by size. The bound is the one
+that the format promises: dense bytes / (32 · p), plus the scales. With one: the Vision Transformer
+of `vit.py`, p = 4, by depth.
 """
 
 from __future__ import annotations
@@ -25,18 +28,20 @@ from rich.table import Table
 LAYERS = 40
 TILES = 4
 SIZES = (100, 300, 600, 1200)
+DEPTHS = (3, 6, 12, 24)
 
 _MEASURED = """
 import json, sys, time
 from pathlib import Path
 from tbn_compile import compile_model
 started = time.perf_counter()
-report = compile_model(sys.argv[1], output=sys.argv[2])
+report = compile_model(sys.argv[1], sys.argv[3], sys.argv[2])
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(json.dumps({
     "seconds": time.perf_counter() - started,
     "peak": int(status["VmHWM"].split()[0]) * 1024,
     "lowered": len(report.lowered),
+    "layers": len(report.layers),
     "bytes": Path(sys.argv[2]).stat().st_size,
     "phases": report.phases,
 }))
@@ -83,27 +88,37 @@ def measure(megabytes: int) -> dict[str, float]:
         folder = Path(name)
         source = write_model(folder, megabytes)
         dense = (folder / "weights.bin").stat().st_size
-        started = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-P", "-c", _MEASURED, source, folder / "out.onnx"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        figures = json.loads(result.stdout)
-    figures["process"] = time.perf_counter() - started
+        figures = compile_apart(source, "ort", folder / "out.onnx")
     return {**figures, "dense": dense, "bound": dense / (32 * TILES) + 4 * LAYERS}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("megabytes", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    arguments = parser.parse_args()
-    rows = [measure(size) for size in arguments.megabytes]
-    if arguments.json:
-        print(json.dumps(rows))
-        return
+def measure_depth(depth: int, target: str) -> dict[str, float]:
+    """Export, compile and measure the Vision Transformer of one depth."""
+    import torch  # noqa: PLC0415 -- the other table does without
+    from vit import IMAGE, build_vit  # noqa: PLC0415
+
+    from tbn_compile.training import export  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "vit.onnx"
+        export(build_vit(TILES, depth), source, torch.zeros(1, 3, IMAGE, IMAGE))
+        return {"depth": depth, **compile_apart(source, target, Path(name) / "vit.out")}
+
+
+def compile_apart(source: Path, target: str, output: Path) -> dict[str, float]:
+    """Compile in a process of its own."""
+    started = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", _MEASURED, source, output, target],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return {**figures, "process": time.perf_counter() - started}
+
+
+def size_table(rows: list[dict[str, float]]) -> Table:
     table = Table(title=f"{LAYERS} layers, p = {TILES}")
     for title in ("dense MB", "seconds", "peak MB", "output bytes", "bound bytes", "above bound"):
         table.add_column(title, justify="right")
@@ -116,7 +131,39 @@ def main() -> None:
             f"{row['bound']:,.0f}",
             f"{row['bytes'] - row['bound']:,.0f}",
         )
-    Console().print(table)
+    return table
+
+
+def depth_table(rows: list[dict[str, float]], target: str) -> Table:
+    table = Table(title=f"Vision Transformer, p = {TILES}, target {target}")
+    for title in ("depth", "tiled layers", "seconds", "peak MB", "output MB"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["depth"]),
+            f"{row['lowered']} of {row['layers']}",
+            f"{row['seconds']:.1f}",
+            f"{row['peak'] / 1e6:.0f}",
+            f"{row['bytes'] / 1e6:.2f}",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("megabytes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--target", help="measure the Vision Transformer for this target instead")
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args()
+    if arguments.target:
+        rows = [measure_depth(depth, arguments.target) for depth in arguments.depths]
+    else:
+        rows = [measure(size) for size in arguments.megabytes]
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    Console().print(depth_table(rows, arguments.target) if arguments.target else size_table(rows))
 
 
 if __name__ == "__main__":

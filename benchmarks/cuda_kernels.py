@@ -1,10 +1,13 @@
-"""Times our CUDA kernels beside cuBLAS float16 on the dense weights, in one run, as CUDA graphs.
+"""Times our CUDA kernels beside cuBLAS and cuDNN on the dense weights, in one run, as CUDA graphs.
 
 Building needs tbn-compile and a CUDA compiler but no GPU; running needs a GPU, PyTorch, tvm-ffi and
 the folder with TVM's runtime libraries, but neither tbn-compile nor TVM's compiler.
 
     python benchmarks/cuda_kernels.py build FOLDER
     python benchmarks/cuda_kernels.py run FOLDER --runtime TVM_LIBRARIES [--only TEXT]
+
+The first table is of Hopper's kernels, the second of those for any architecture, on the same card.
+TF32 is off.
 
 Every kernel is checked against float64 first, on fresh random input and a poisoned output, and must
 give the same bits twice. A row's time is the median over replays of a graph of twenty calls. "cold"
@@ -25,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 CALLS, REPLAYS = 20, 25
-TOLERANCE = {"float16": 6e-4, "bfloat16": 5e-3}
-"""Largest ‖y − reference‖ / ‖reference‖; the rounding of y alone costs 2e-4 and 1.7e-3."""
+TOLERANCE = {"float16": 6e-4, "bfloat16": 5e-3, "float32": 1e-6}
+"""Largest ‖y − reference‖ / ‖reference‖; the rounding of y to 16 bits costs 2e-4 and 1.7e-3."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Case:
     scaling: str = "row"
     activation: str = "none"
     dynamic: bool = False
-    architecture: str = "hopper"
+    architecture: str = "90"
     cold: bool = False
     target: float | None = None
 
@@ -60,6 +63,39 @@ class Case:
         """Of its library; cold and warm rows share one."""
         kind = (self.dtype, self.scaling, self.activation, self.dynamic, self.architecture)
         return "_".join(map(str, (self.m, self.n, self.k, self.p, *kind))) + ".so"
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A square window over square images, padded so that places are kept; stride as it is."""
+
+    batch: int
+    channels: int
+    outputs: int
+    size: int
+    window: int
+    p: int
+    dtype: str = "float16"
+    stride: int = 1
+    timed: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a row of the table."""
+        window = f"{self.window}×{self.window}" + (f"/{self.stride}" if self.stride > 1 else "")
+        images = f"{self.batch}×{self.size}×{self.size}"
+        return f"{self.channels}→{self.outputs} {window} on {images} p={self.p} {self.dtype}"
+
+    @property
+    def file(self) -> str:
+        """Of its library."""
+        sizes = (self.batch, self.channels, self.outputs, self.size, self.window, self.stride)
+        return f"conv_{'_'.join(map(str, sizes))}_{self.p}_{self.dtype}.so"
+
+    @property
+    def result(self) -> int:
+        """Rows and columns of y."""
+        return (self.size + self.window // 2 * 2 - self.window) // self.stride + 1
 
 
 TIMED = [
@@ -87,9 +123,36 @@ CHECKED = [
     Case(2, 768, 4104, 4, "float16", "row", "gelu", dynamic=True),
     Case(9, 4096, 4096, 4, "bfloat16", "row", "relu"),
     Case(97, 384, 1536, 8, "bfloat16", "row", "relu"),
-    Case(1, 480, 328, 3, "float16", "tile", "relu", architecture="any"),
-    Case(203, 480, 328, 3, "bfloat16", "row", "gelu", architecture="any"),
-    Case(77, 4096, 4096, 4, "float16", "row", dynamic=True, architecture="any"),
+    Case(1, 480, 328, 3, "float16", "tile", "relu", architecture="80"),
+    Case(203, 480, 328, 3, "bfloat16", "row", "gelu", architecture="80"),
+    Case(77, 4096, 4096, 4, "float16", "row", dynamic=True, architecture="80"),
+    Case(300, 480, 328, 3, "float32", "row", "gelu"),
+    Case(9, 480, 328, 3, "float32", "tile", "relu"),
+    Case(1, 4096, 4096, 4, "float32", "row", architecture="80"),
+    Case(130, 10, 147, 1, "float32", "row"),
+    Case(33, 30, 100, 3, "float16", "row", "relu"),
+    Case(5000, 1000, 136, 4, "bfloat16", "tile", dynamic=True, architecture="80"),
+    Convolution(3, 16, 96, 11, 3, 4, "bfloat16"),
+    Convolution(2, 3, 64, 33, 7, 2, "float32", stride=2),
+    Convolution(2, 40, 48, 9, 5, 3, "float16"),
+]
+GENERAL = [
+    *(
+        Case(*sizes, 4, dtype, architecture="80")
+        for dtype in ("float16", "float32")
+        for sizes in ((8192, 4096, 4096), (12608, 1536, 384), (65, 3072, 1024), (65, 1024, 2048))
+    ),
+    *(
+        Convolution(*sizes, dtype, stride, timed=True)
+        for dtype in ("float16", "float32")
+        for sizes, stride in (
+            ((32, 64, 64, 56, 3, 4), 1),
+            ((32, 64, 64, 56, 3, 1), 1),
+            ((32, 256, 256, 14, 3, 4), 1),
+            ((1, 256, 256, 14, 3, 4), 1),
+            ((32, 3, 64, 224, 7, 1), 2),
+        )
+    ),
 ]
 
 
@@ -99,51 +162,93 @@ def build(folder: Path) -> None:
 
     from tbn_compile.targets.cuda.compilation import machine_code  # noqa: PLC0415
     from tbn_compile.targets.cuda.sources import ACTIVATIONS, clip_step  # noqa: PLC0415
+    from tbn_compile.targets.cuda.tiled_conv import ConvProblem, conv_function  # noqa: PLC0415
     from tbn_compile.targets.cuda.tiled_gemm import GemmProblem, gemm_function  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    for case in [*TIMED, *CHECKED]:
-        path = folder / case.file
+    statements = {"none": (), "relu": (clip_step(0.0, float("inf")),)}
+    statements |= {name: (text,) for name, text in ACTIVATIONS.items()}
+
+    def function_of(case: Case | Convolution) -> Any:
+        if isinstance(case, Convolution):
+            return conv_function(
+                ConvProblem(
+                    dtype=case.dtype,
+                    batch=case.batch,
+                    channels=case.channels,
+                    extents=(case.size,) * 2,
+                    results=(case.result,) * 2,
+                    kernel=(case.window,) * 2,
+                    strides=(case.stride,) * 2,
+                    dilations=(1, 1),
+                    pads=(case.window // 2,) * 2,
+                    rows=case.outputs // case.p,
+                    copies=case.p,
+                )
+            )
         batch = None if case.dynamic else case.m
-        statements = {"none": (), "relu": (clip_step(0.0, float("inf")),)}
-        statements |= {name: (text,) for name, text in ACTIVATIONS.items()}
         steps = statements[case.activation]
         problem = GemmProblem(case.dtype, batch, case.n // case.p, case.p, case.k, steps)
-        function = gemm_function(problem, case.architecture).with_attr("global_symbol", "main")
-        with machine_code(["90a"]) as label:
+        return gemm_function(problem, [case.architecture])
+
+    for case in [*TIMED, *CHECKED, *GENERAL]:
+        path = folder / case.file
+        function = function_of(case).with_attr("global_symbol", "main")
+        with machine_code(["90"]) as label:
             tvm.compile(tvm.IRModule({"main": function}), target=target).export_library(str(path))
             path.write_bytes(label(path.read_bytes()))
 
 
 def run(folder: Path, runtime: Path, only: str) -> list[dict[str, Any]]:
-    """Check every case, time those that have a target, and print a table."""
+    """Check every case, time those of the two tables, and print them."""
     import torch  # noqa: PLC0415
     import tvm_ffi  # noqa: PLC0415
 
     for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
         ctypes.CDLL(str(runtime / name), mode=ctypes.RTLD_GLOBAL)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     bandwidth, rate = _ceilings(torch)
     card = torch.cuda.get_device_name()
+    rows = []
+
+    def measure(case: Case | Convolution) -> None:
+        if only not in case.name:
+            return
+        function = tvm_ffi.load_module(str(folder / case.file))["main"]
+        if isinstance(case, Convolution):
+            row = _measure_convolution(torch, case, function)
+        else:
+            row = _measure(torch, case, function, bandwidth, rate, timed=case not in CHECKED)
+        rows.append(row)
+        print(_line(case, row), flush=True)
+        torch.cuda.empty_cache()
+
     print(f"{card}: copy {bandwidth / 1e12:.2f} TB/s, cuBLAS {rate / 1e12:.0f} TFLOP/s")
     print(
         "| M×N×K, p | cuBLAS dense, µs | distinct rows + copy | roofline | ours | of roofline "
         "| ours / dense | target | error |\n|---|---|---|---|---|---|---|---|---|"
     )
-    rows = []
     for case in [*CHECKED, *TIMED]:
-        if only not in case.name:
-            continue
-        function = tvm_ffi.load_module(str(folder / case.file))["main"]
-        row = _measure(torch, case, function, bandwidth, rate)
-        rows.append(row)
-        print(_line(case, row), flush=True)
-        torch.cuda.empty_cache()
+        measure(case)
+    print(
+        "\n| kernels for any architecture | library dense, µs | channels last | ours "
+        "| ours / dense | error |\n|---|---|---|---|---|---|"
+    )
+    for case in GENERAL:
+        measure(case)
     return rows
 
 
 def _measure(
-    torch: Any, case: Case, function: Callable[..., None], bandwidth: float, rate: float
+    torch: Any,
+    case: Case,
+    function: Callable[..., None],
+    bandwidth: float,
+    rate: float,
+    *,
+    timed: bool,
 ) -> dict[str, Any]:
     kind, rows = getattr(torch, case.dtype), case.n // case.p
     negative = torch.rand(rows, case.k, device="cuda") < 0.5
@@ -157,13 +262,14 @@ def _measure(
     signs = torch.where(negative, -1.0, 1.0)
     y = torch.full((case.m, case.n), float("nan"), device="cuda", dtype=kind)
     words = pack(torch, negative)
+    torch.cuda.synchronize()  # constants may be read before what runs ahead of a kernel ends
     function(x, words, scale, bias, y)
     again = torch.empty_like(y)
     function(x, words, scale, bias, again)
     same = torch.equal(y, again)
     error = _error(torch, case, x, signs, scale, bias, y) if same else float("inf")
     row: dict[str, Any] = {**asdict(case), "error": error, "right": error < TOLERANCE[case.dtype]}
-    if case.target is None:
+    if not timed:
         return row
     sets = range(16 if case.cold else 1)
     dense = (signs.repeat(case.p, 1) * scale[:, None]).to(kind)
@@ -190,6 +296,38 @@ def _measure(
         "roofline_us": 1e6 * max(size / bandwidth, flops / rate),
     }
     return row
+
+
+def _measure_convolution(
+    torch: Any, case: Convolution, function: Callable[..., None]
+) -> dict[str, Any]:
+    kind, rows = getattr(torch, case.dtype), case.outputs // case.p
+    places = (case.window, case.window)
+    signs = torch.randint(0, 2, (rows, case.channels, *places), device="cuda") * 2.0 - 1
+    scale = torch.rand(case.outputs, device="cuda") + 0.5
+    bias = torch.randn(case.outputs, device="cuda")
+    x = torch.randn(case.batch, case.channels, case.size, case.size, device="cuda", dtype=kind)
+    words = pack(torch, signs.flatten(2).swapaxes(1, 2).flatten(1) < 0)
+    shape = (case.batch, case.outputs, case.result, case.result)
+    y = torch.full(shape, float("nan"), device="cuda", dtype=kind)
+    again = y.clone()
+    for result in (y, again):
+        function(x, words, scale, bias, result)
+    dense = signs.repeat(case.p, 1, 1, 1) * scale[:, None, None, None]
+    window: dict[str, Any] = {"stride": case.stride, "padding": case.window // 2}
+    convolve = torch.nn.functional.conv2d
+    reference = convolve(x[-2:].double(), dense.double(), bias.double(), **window)
+    error = float((y[-2:].double() - reference).norm() / reference.norm())
+    if not torch.equal(y, again) or bool(torch.isnan(y).any()):
+        error = float("inf")
+    row: dict[str, Any] = {**asdict(case), "error": error, "right": error < TOLERANCE[case.dtype]}
+    if not case.timed:
+        return row
+    for name, layout in (("dense_us", "contiguous_format"), ("last_us", "channels_last")):
+        memory = getattr(torch, layout)
+        operands = [value.to(kind).contiguous(memory_format=memory) for value in (x, dense)]
+        row[name] = median_us(torch, [lambda o=operands: convolve(*o, **window)])
+    return row | {"ours_us": median_us(torch, [lambda: function(x, words, scale, bias, y)])}
 
 
 def pack(torch: Any, negative: Any) -> Any:
@@ -256,11 +394,17 @@ def _bind(function: Callable[[Any], None], argument: Any) -> Callable[[], None]:
     return lambda: function(argument)
 
 
-def _line(case: Case, row: dict[str, Any]) -> str:
+def _line(case: Case | Convolution, row: dict[str, Any]) -> str:
     verdict = f"{row['error']:.1e}{'' if row['right'] else ' WRONG'}"
-    if case.target is None:
+    if "ours_us" not in row:
         return f"| {case.name} | | | | | | | | {verdict} |"
-    ours, dense, roofline = row["ours_us"], row["dense_us"], row["roofline_us"]
+    ours, dense = row["ours_us"], row["dense_us"]
+    if isinstance(case, Convolution) or case.target is None:
+        last = f"{row['last_us']:.1f}" if "last_us" in row else ""
+        return (
+            f"| {case.name} | {dense:.1f} | {last} | {ours:.1f} | {dense / ours:.2f}× | {verdict} |"
+        )
+    roofline = row["roofline_us"]
     return (
         f"| {case.name} | {dense:.1f} | {row['distinct_us']:.1f} | {roofline:.1f} | {ours:.1f} "
         f"| {roofline / ours:.0%} | {dense / ours:.2f}× | {case.target}× | {verdict} |"

@@ -1,10 +1,10 @@
 """Times target llvm beside ONNX Runtime's dense kernels and TVM's, one thread.
 
 Rows are those of `ort_kernels.py` in float32. Each pair of runs takes a peer and then ours. TVM's
-dense Gemm is a schedule of ours on weights packed beforehand: blocks of 8 rows by 2 vectors summed
-in registers; where 8 does not divide the rows, and for convolutions, it is what TVM 0.27 generates
-by default. Every result is checked against numpy in float64 before it is timed. Exit status 1: some
-row misses 0.75 · p.
+dense kernels are schedules of ours on weights packed beforehand, with sums in registers: a Gemm in
+blocks of rows by 2 vectors; a convolution in blocks of 6 outputs by 4 vectors of neighbouring
+places. For depthwise convolutions they are what TVM 0.27 generates by default. Every result is
+checked against numpy in float64 before it is timed. Exit status 1: some row misses 0.75 · p.
 
     python benchmarks/llvm_kernels.py
     python benchmarks/llvm_kernels.py --only 64x1024 --json
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -39,10 +40,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 import tbn_compile
+from tbn_compile.targets.llvm.kernels.grid import Axis, Grid
 from tbn_compile.targets.llvm.processors import find_processor, tvm_target, vector_lanes
 
 SHARE = 0.75
 TOLERANCE = 1e-5
+_OUTPUTS = 6
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,7 @@ class Result:
 
 def dense_gemm(rows: int, outputs: int, inputs: int, lanes: int) -> Any:
     """TIR of y = x · W + b, W packed as [outputs / width, inputs, width], width two vectors."""
-    block, width = min(8, rows), 2 * lanes
-    if rows % block or outputs % width:
-        raise ValueError("rows and outputs must be multiples of a block")
+    width = 2 * lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         T.func_attr({"tirx.noalias": True})
@@ -76,44 +77,149 @@ def dense_gemm(rows: int, outputs: int, inputs: int, lanes: int) -> Any:
         weight = T.arg("weight", T.buffer((outputs // width, inputs, width), "float32"))
         bias = T.arg("bias", T.buffer((outputs,), "float32"))
         y = T.arg("y", T.buffer((rows, outputs), "float32"))
-        with T.serial(0, outputs // width) as n, T.serial(0, rows // block) as m:
-            sums = T.alloc_buffer((block, 2, lanes), "float32", scope="local")
-            with T.unroll(0, block) as i, T.unroll(0, 2) as v, T.vectorized(0, lanes) as lane:
-                T.buffer_store(sums, tirx.const(0.0, "float32"), [i, v, lane])
-            with (
-                T.serial(0, inputs) as k,
-                T.unroll(0, block) as i,
-                T.unroll(0, 2) as v,
-                T.vectorized(0, lanes) as lane,
-            ):
-                product = x[m * block + i, k] * weight[n, k, v * lanes + lane]
-                T.buffer_store(sums, sums[i, v, lane] + product, [i, v, lane])
-            with T.unroll(0, block) as i, T.unroll(0, 2) as v, T.vectorized(0, lanes) as lane:
-                at = n * width + v * lanes + lane
-                T.buffer_store(y, sums[i, v, lane] + bias[at], [m * block + i, at])
+
+        def emit(first: int, block: int, count: int) -> None:
+            with T.serial(0, outputs // width) as n, T.serial(0, count) as m:
+                sums = T.alloc_buffer((block, 2, lanes), "float32", scope="local")
+
+                def product(i: Any, v: Any, lane: Any, k: Any) -> Any:
+                    return x[first + m * block + i, k] * weight[n, k, v * lanes + lane]
+
+                add_up(sums, inputs, product)
+                with T.unroll(0, block) as i, T.unroll(0, 2) as v, T.vectorized(0, lanes) as lane:
+                    at = n * width + v * lanes + lane
+                    T.buffer_store(y, sums[i, v, lane] + bias[at], [first + m * block + i, at])
+
+        whole, rest = divmod(rows, 8)
+        if whole:
+            emit(0, 8, whole)
+        if rest:
+            emit(8 * whole, rest, 1)
     return builder.get()
+
+
+def add_up(sums: Any, count: int, product: Callable[..., Any]) -> None:
+    """Sums [i, v, lane] in registers of `product(i, v, lane, k)` over k."""
+    block, vectors, lanes = map(int, sums.ty.shape)
+    with T.unroll(0, block) as i, T.unroll(0, vectors) as v, T.vectorized(0, lanes) as lane:
+        T.buffer_store(sums, tirx.const(0.0, "float32"), [i, v, lane])
+    with (
+        T.serial(0, count) as k,
+        T.unroll(0, block) as i,
+        T.unroll(0, vectors) as v,
+        T.vectorized(0, lanes) as lane,
+    ):
+        T.buffer_store(sums, sums[i, v, lane] + product(i, v, lane, k), [i, v, lane])
+
+
+def dense_conv(case: Case, lanes: int) -> Any:
+    """TIR of a convolution in two dimensions, W packed as [outputs / 6, channels · taps, 6].
+
+    The padded image is parted by the stride, so that neighbouring outputs read neighbours, as
+    `grid.py` of the target does; so are its strips cut.
+    """
+    outputs, channels, *kernel = case.weight_shape
+    stride, pad = case.attributes.get("strides", [1, 1])[0], case.attributes["pads"][0]
+    size = case.x_shape[2:]
+    extents = [(e + 2 * pad - k) // stride + 1 for e, k in zip(size, kernel, strict=True)]
+    pointwise = math.prod(kernel) == stride == 1
+    if pointwise:
+        size, extents = (1, math.prod(size)), [1, math.prod(extents)]
+    rows = 1 if pointwise else min(extents[0], 4)
+    axes = [Axis(k, stride, 1, e) for k, e in zip(kernel, (rows, extents[1]), strict=True)]
+    grid = Grid(tuple(axes), lanes, 4)
+    rest, taps = -outputs % _OUTPUTS, math.prod(kernel)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True})
+        x = T.arg("x", T.buffer((channels, *size), "float32"))
+        packed = (outputs + rest) // _OUTPUTS, channels * taps, _OUTPUTS
+        weight = T.arg("weight", T.buffer(packed, "float32"))
+        bias = T.arg("bias", T.buffer((outputs + rest,), "float32"))
+        y = T.arg("y", T.buffer((outputs, *extents), "float32"))
+        planes = T.alloc_buffer((channels, grid.planes, grid.length), "float32")
+        sums = T.alloc_buffer((_OUTPUTS, grid.positions), "float32")
+        with T.serial(0, -(-extents[0] // rows)) as strip:
+            _part(x, planes, grid, strip * rows, stride, pad)
+            with T.serial(0, packed[0]) as n:
+                with T.serial(0, grid.positions // grid.width) as block:
+                    totals = T.alloc_buffer((_OUTPUTS, 4, lanes), "float32", scope="local")
+
+                    def product(i: Any, v: Any, lane: Any, k: Any) -> Any:
+                        tap = k % taps
+                        plane, shift = grid.place([tap // kernel[1], tap % kernel[1]])
+                        at = block * grid.width + v * lanes + shift + lane
+                        return weight[n, k, i] * planes[k // taps, plane, at]
+
+                    add_up(totals, channels * taps, product)
+                    with (
+                        T.unroll(0, _OUTPUTS) as i,
+                        T.unroll(0, 4) as v,
+                        T.vectorized(0, lanes) as lane,
+                    ):
+                        at = block * grid.width + v * lanes + lane
+                        T.buffer_store(sums, totals[i, v, lane], [i, at])
+                with (
+                    T.serial(0, tirx.min(_OUTPUTS, outputs - n * _OUTPUTS)) as i,
+                    T.serial(0, tirx.min(rows, extents[0] - strip * rows)) as row,
+                    T.serial(0, extents[1]) as column,
+                ):
+                    output = n * _OUTPUTS + i
+                    total = sums[i, row * grid.extents[1] + column] + bias[output]
+                    T.buffer_store(y, total, [output, strip * rows + row, column])
+    return builder.get()
+
+
+def _part(x: Any, planes: Any, grid: Grid, first: Any, stride: int, pad: int) -> None:
+    channels, height, width = map(int, x.ty.shape)
+    phases, extents = grid.phases, grid.extents
+    with T.serial(0, channels) as c, T.serial(0, grid.planes) as p, T.serial(0, grid.length) as i:
+        T.buffer_store(planes, tirx.const(0.0, "float32"), [c, p, i])
+    with (
+        T.serial(0, channels) as c,
+        T.serial(0, phases[0]) as a,
+        T.serial(0, phases[1]) as b,
+        T.serial(0, extents[0]) as row,
+    ):
+        line = (first + row) * stride + a - pad
+        begin = tirx.max(0, (pad - b + stride - 1) // stride)
+        end = tirx.min(extents[1], (width + pad - b + stride - 1) // stride)
+        inside = tirx.all(line >= 0, line < height)
+        with T.If(inside), T.Then(), T.serial(0, end - begin) as i:
+            at = begin + i
+            value = x[c, line, at * stride + b - pad]
+            T.buffer_store(planes, value, [c, a * phases[1] + b, row * extents[1] + at])
 
 
 def tvm_dense(case: Case, layer: Layer) -> Callable[[Any], Any]:
     """TVM's dense kernel."""
     processor = find_processor()
-    target = tvm_target(processor)
-    if len(case.weight_shape) == 2 and case.x_shape[0] % min(8, case.x_shape[0]) == 0:
-        lanes = vector_lanes(processor)
-        outputs, inputs = case.weight_shape
-        packed = layer.weight.reshape(-1, 2 * lanes, inputs).transpose(0, 2, 1)
-        function = dense_gemm(case.x_shape[0], outputs, inputs, lanes)
-        run = tvm.compile(tvm.IRModule({"main": function}), target=target)["main"]
-        constants = [
-            tvm.runtime.tensor(np.ascontiguousarray(each)) for each in (packed, layer.bias)
-        ]
-        y = tvm.runtime.tensor(np.empty((case.x_shape[0], outputs), np.float32))
+    target, lanes = tvm_target(processor), vector_lanes(processor)
+    if case.attributes.get("group", 1) > 1:
+        return _default_kernel(case, layer, target)
+    outputs = case.weight_shape[0]
+    weight = layer.weight.reshape(outputs, -1)
+    if len(case.weight_shape) == 2:
+        function, width = dense_gemm(*case.x_shape[:1], *weight.shape, lanes), 2 * lanes
+    else:
+        function, width = dense_conv(case, lanes), _OUTPUTS
+    padding = -outputs % width
+    weight, bias = np.pad(weight, ((0, padding), (0, 0))), np.pad(layer.bias, (0, padding))
+    packed = weight.reshape(-1, width, weight.shape[1]).transpose(0, 2, 1)
+    constants = [tvm.runtime.tensor(np.ascontiguousarray(each)) for each in (packed, bias)]
+    run = tvm.compile(tvm.IRModule({"main": function}), target=target)["main"]
+    shapes = [tuple(map(int, function.params[i].ty.shape)) for i in (0, -1)]
+    y = tvm.runtime.tensor(np.empty(shapes[1], np.float32))
+    result = np.from_dlpack(y).reshape(expected(case, layer).shape)
 
-        def gemm(x: Any) -> Any:
-            run(x, *constants, y)
-            return y
+    def dense(x: Any) -> Any:
+        run(x._create_view(shapes[0]), *constants, y)
+        return result
 
-        return gemm
+    return dense
+
+
+def _default_kernel(case: Case, layer: Layer, target: Any) -> Callable[[Any], Any]:
     module = from_onnx(make_model(case, layer, dense=True), keep_params_in_input=False)
     with target:
         module = tvm.relax.get_pipeline("zero")(module)

@@ -86,7 +86,7 @@ def _search(module: Any, target: Any, tuning: Tuning, database: Any, folder: str
     if not tasks:
         return
     contexts, weights = meta_schedule.relax_integration.extracted_tasks_to_tune_contexts(
-        tasks, folder, seed=0
+        tasks, folder, strategy=_strategy(tuning.trials), seed=0
     )
     meta_schedule.tune_tasks(
         tasks=contexts,
@@ -97,6 +97,15 @@ def _search(module: Any, target: Any, tuning: Tuning, database: Any, folder: str
         runner=_runner(tuning.tracker),
         database=database,
         cost_model=cost_model(),
+    )
+
+
+def _strategy(trials: int) -> Any:
+    """A search whose own work suits the number of measurements."""
+    return meta_schedule.search_strategy.EvolutionarySearch(
+        population_size=min(512, 8 * trials),
+        init_min_unmeasured=min(50, trials),
+        genetic_num_iters=4 if trials > 64 else 1,
     )
 
 

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ import tvm_ffi
 
 from tbn_compile.errors import ModelError, UsageError, clean
 
-ARCHITECTURES = ("80", "86", "87", "89", "90", "90a", "100", "103", "110", "120", "121")
-"""Compute capabilities that there can be machine code for; "90a" has Hopper's own instructions."""
+ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
+"""Compute capabilities that there can be machine code for; "90" includes Hopper's instructions."""
 DEFAULT_ARCHITECTURES = ("80", "86", "89", "90")
 _MISSING = (
     "no CUDA compiler; install the CUDA toolkit so that nvcc is on PATH, or "
@@ -57,6 +58,9 @@ def check_architectures(architectures: Sequence[str]) -> tuple[str, ...]:
 def compile_fatbin(source: str, architectures: Sequence[str]) -> bytes:
     """Compile to machine code for each architecture, and PTX for devices newer than the highest.
 
+    PTX is of the highest architecture without instructions of its own, so that any newer device
+    runs it.
+
     Args:
         source: CUDA C++.
         architectures: of `ARCHITECTURES`.
@@ -76,6 +80,22 @@ def compile_fatbin(source: str, architectures: Sequence[str]) -> bytes:
     if libraries is None:
         raise UsageError(_MISSING)
     return _compile_with_nvrtc(libraries, source, names)
+
+
+def compiler_name() -> str:
+    """What `compile_fatbin` compiles with, and its version.
+
+    Raises:
+        UsageError: if there is no compiler.
+    """
+    nvcc = _find_nvcc()
+    if nvcc is not None:
+        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+        release = re.search(r"release ([0-9.]+)", told.stdout)
+        return f"nvcc {release[1] if release else 'of unknown version'}"
+    if _find_nvrtc() is None:
+        raise UsageError(_MISSING)
+    return f"NVRTC {version('nvidia-cuda-nvrtc')}"
 
 
 @contextmanager
@@ -148,12 +168,14 @@ def _find_nvrtc() -> _Nvrtc | None:
 
 
 def _compile_with_nvcc(nvcc: str, source: str, names: tuple[str, ...]) -> bytes:
-    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    machines = map(_machine, names)
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in machines]
     targets.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
     with tempfile.TemporaryDirectory() as folder:
         text, binary = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
         text.write_text(source, encoding="utf-8")
-        command = [nvcc, "-fatbin", "-O3", "-std=c++17", *targets, str(text), "-o", str(binary)]
+        flags = ["-fatbin", "-O3", "-std=c++17", "--threads=0", *targets]
+        command = [nvcc, *flags, str(text), "-o", str(binary)]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if finished.returncode:
             raise _failure("nvcc", finished.stderr + finished.stdout)
@@ -169,7 +191,7 @@ def _compile_with_nvrtc(found: _Nvrtc, source: str, names: tuple[str, ...]) -> b
     options = (ctypes.c_char_p * 1)(b"-64")
     _check("nvFatbinCreate", nvfatbin.nvFatbinCreate(ctypes.byref(handle), options, 1))
     try:
-        for name in names:
+        for name in map(_machine, names):
             cubin = _run_nvrtc(nvrtc, found, source, f"sm_{name}", "CUBIN")
             arguments = (handle, cubin, ctypes.c_size_t(len(cubin)), name.encode(), b"kernels")
             _check("nvFatbinAddCubin", nvfatbin.nvFatbinAddCubin(*arguments))
@@ -183,6 +205,11 @@ def _compile_with_nvrtc(found: _Nvrtc, source: str, names: tuple[str, ...]) -> b
         return content.raw
     finally:
         nvfatbin.nvFatbinDestroy(ctypes.byref(handle))
+
+
+def _machine(name: str) -> str:
+    """The architecture with the instructions that only its own devices have."""
+    return "90a" if name == "90" else name
 
 
 def _run_nvrtc(nvrtc: Any, found: _Nvrtc, source: str, architecture: str, kind: str) -> bytes:

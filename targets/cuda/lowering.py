@@ -12,6 +12,7 @@ from tbn_compile.passes.relax import FoldBatchNorm, FuseActivation, FuseAffine, 
 from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.legalization import LEGALIZATIONS
 from tbn_compile.targets.compiled.tuning import ApplyTuning
+from tbn_compile.targets.cuda.fuse_attention import FuseAttention
 from tbn_compile.targets.cuda.schedule import ScheduleForGpu
 from tbn_compile.targets.cuda.tiled_layers import LowerTiledLayers
 
@@ -35,6 +36,7 @@ def lower(
         FuseAffine(),
         FuseActivation(),
         LowerTiledLayers(architectures),
+        FuseAttention(),
         WidenSums(),
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(LEGALIZATIONS),

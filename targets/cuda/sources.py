@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("kernels")
-_CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16"}
+_CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 _PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
-ELEMENT_TYPES = tuple(_CUDA_TYPES)
+ELEMENT_TYPES = ("float16", "bfloat16")
 """The activations that the kernels take."""
 ACTIVATIONS = {
     "gelu": "value = value * (0.5f + 0.5f * erff(value * 0.70710678f));",
@@ -65,35 +65,155 @@ class GemvShape:
     """How the few-rows kernel divides its work; the names are those of `tbn::Gemv`.
 
     Attributes:
-        row_warps: warps side by side, each with 16 distinct rows.
-        input_warps: shares of the inputs in one block.
-        cluster: blocks that divide the inputs further; more than 1 needs compute capability 9.0.
-        lines: rows of x per block, 1 to 16.
+        row_warps: warps side by side, each with `row_tiles` runs of 16 distinct rows.
+        row_tiles: runs of 16 distinct rows per warp.
+        input_warps: shares of the inputs in one block; at most 15 if there are several row warps.
+        splits: blocks that divide the inputs further; their sums need `gemv_finish_source`.
+        lines: the most rows of x, 1 to 16.
+        stages: blocks of 128 inputs in shared memory, per share; at least 2.
     """
 
     row_warps: int
+    row_tiles: int
     input_warps: int
-    cluster: int
+    splits: int
     lines: int
+    stages: int
 
     @property
     def rows(self) -> int:
         """Distinct rows per block."""
-        return 16 * self.row_warps
+        return 16 * self.row_tiles * self.row_warps
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * self.row_warps * self.input_warps
 
+    def stage_bytes(self, dtype: str) -> int:
+        """Of all shares, for one stage; dtype is that of x."""
+        line = 512 + 32 if dtype == "float32" else 256 + 16
+        return self.input_warps * (self.rows * 16 + self.lines * line)
+
+    def shared_bytes(self, dtype: str) -> int:
+        """`tbn::Gemv::kSharedBytes`; dtype is that of x."""
+        batch, pitch = -(-self.lines // 8) * 8, (self.rows + 27) // 32 * 32 + 4
+        return max(self.stages * self.stage_bytes(dtype), self.input_warps * batch * pitch * 4)
+
+
+@dataclass(frozen=True)
+class MmaShape:
+    """How the kernel for any architecture divides its work; the names are those of `tbn::MmaGemm`.
+
+    Attributes:
+        row_warps: warps side by side along the distinct rows.
+        column_warps: warps along the rows of x, or the positions of a convolution.
+        shares: groups of warps that divide the inputs.
+        row_tiles: runs of 16 distinct rows per warp.
+        column_tiles: runs of 8 columns per warp, an even number.
+        depth: inputs per stage and share, 32 or 64.
+        stages: of x in shared memory; 2 where x comes through registers.
+    """
+
+    row_warps: int
+    column_warps: int
+    shares: int
+    row_tiles: int
+    column_tiles: int
+    depth: int
+    stages: int
+
     @property
-    def shared_bytes(self) -> int:
-        """`tbn::Gemv::kSharedBytes`."""
-        batch = -(-self.lines // 8) * 8
-        mine = -(-self.rows // self.cluster)
-        line = (4 if self.lines > 4 else 8) * 256 + 16
-        partial = _rounded(self.input_warps * self.rows * (batch + 1) * 4)
-        return partial + _rounded(mine * batch * 4) + 2 * self.input_warps * self.lines * line
+    def tile_rows(self) -> int:
+        """Distinct rows per block."""
+        return 16 * self.row_tiles * self.row_warps
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns per block."""
+        return 8 * self.column_tiles * self.column_warps
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.row_warps * self.column_warps * self.shares
+
+    @property
+    def stage_inputs(self) -> int:
+        """Inputs per stage."""
+        return self.depth * self.shares
+
+    def shared_bytes(self, layout: MatrixLayout | ImagesLayout) -> int:
+        """`tbn::MmaGemm::kSharedBytes`."""
+        parts = 3 if layout.dtype == "float32" else 1
+        stage = parts * self.tile_columns * (2 * self.stage_inputs + 16)
+        tiles = self.column_tiles // 2 if self.column_tiles > 2 else self.column_tiles
+        sums = layout.sums(self.tile_rows, 8 * tiles * self.column_warps)
+        return max(self.stages * stage, self.shares * sums * 4)
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """A Gemm's x and y; `tbn::Matrix`.
+
+    Attributes:
+        dtype: of x and y, "float16", "bfloat16" or "float32".
+        aligned_inputs: whether every row of x starts at a multiple of 16 bytes.
+        aligned_rows: whether every copy of the distinct rows does in y.
+    """
+
+    dtype: str
+    aligned_inputs: bool
+    aligned_rows: bool
+
+    @property
+    def copied(self) -> bool:
+        """Whether x goes to shared memory as it is."""
+        return self.aligned_inputs and self.dtype != "float32"
+
+    @property
+    def kind(self) -> str:
+        """Its C++ type."""
+        return _template("Matrix", _CUDA_TYPES[self.dtype], self.aligned_inputs, self.aligned_rows)
+
+    @staticmethod
+    def sums(rows: int, columns: int) -> int:
+        """`tbn::Matrix::sums`."""
+        return columns * (rows + 4)
+
+
+@dataclass(frozen=True)
+class ImagesLayout:
+    """A convolution's x and y; `tbn::Images`.
+
+    Attributes:
+        dtype: of x and y, "float16", "bfloat16" or "float32".
+        whole_taps: whether the channels are a multiple of 8.
+        aligned_positions: whether every channel of y starts at a multiple of 16 bytes.
+    """
+
+    dtype: str
+    whole_taps: bool
+    aligned_positions: bool
+    copied = False
+
+    @property
+    def kind(self) -> str:
+        """Its C++ type."""
+        return _template("Images", _CUDA_TYPES[self.dtype], self.whole_taps, self.aligned_positions)
+
+    @staticmethod
+    def sums(rows: int, columns: int) -> int:
+        """`tbn::Images::sums`."""
+        return rows * (columns + 8)
+
+
+GEOMETRY = (
+    *("channels", "height", "width", "positions", "row_positions", "kernel_rows"),
+    *("kernel_columns", "row_stride", "column_stride", "row_dilation", "column_dilation"),
+    *("row_pad", "column_pad"),
+)
+"""What a convolution's function takes after the arguments of a Gemm's, in order."""
 
 
 def gemm_source(name: str, shape: GemmShape, dtype: str, steps: Sequence[str]) -> str:
@@ -134,26 +254,88 @@ def gemv_source(name: str, shape: GemvShape, dtype: str, steps: Sequence[str]) -
 
     Args:
         name: its name; it takes `(x, y, words, scale, bias, shared, batch, rows, copies, inputs)`.
+            Where blocks divide the inputs, y is float[splits, batch, rows], for the function from
+            `gemv_finish_source`.
         shape: how it divides the work.
-        dtype: "float16" or "bfloat16".
+        dtype: of x and y, "float16", "bfloat16" or "float32".
         steps: statements on the float `value`, after scale and bias.
 
     Returns:
         CUDA C++; sources of several functions may follow each other.
     """
     element = _CUDA_TYPES[dtype]
-    kind = (
-        f"tbn::Gemv<{element}, {name}_activation, {shape.row_warps}, {shape.input_warps}, "
-        f"{shape.cluster}, {shape.lines}>"
-    )
+    kind = _template("Gemv", element, f"{name}_activation", *astuple(shape))
     return f"""{_common()}{_read("gemv.cuh")}
 {_activation(name, steps)}
 __device__ __forceinline__ void {name}(
     const void* x, void* y, const unsigned* words, const float* scale, const float* bias,
     void* shared, int batch, int rows, int copies, int inputs) {{
-  {kind} gemv{{rows, copies, batch, inputs, words, scale, bias,
-    static_cast<const {element}*>(x), static_cast<{element}*>(y)}};
+  {kind} gemv{{
+      rows, copies, batch, inputs, words, scale, bias, static_cast<const {element}*>(x), y}};
   gemv.run(static_cast<unsigned char*>(shared));
+}}
+"""
+
+
+def gemv_finish_source(name: str, splits: int, dtype: str, steps: Sequence[str]) -> str:
+    """A device function that adds the sums of the blocks that divide the inputs.
+
+    Args:
+        name: its name; it takes `(sums, y, scale, bias, batch, rows, copies)`. A thread serves four
+            distinct rows of one row of x.
+        splits: blocks that divide the inputs.
+        dtype: of y, "float16", "bfloat16" or "float32".
+        steps: statements on the float `value`, after scale and bias.
+
+    Returns:
+        CUDA C++; sources of several functions may follow each other.
+    """
+    element = _CUDA_TYPES[dtype]
+    kind = _template("GemvFinish", element, f"{name}_activation", splits)
+    return f"""{_common()}{_read("gemv.cuh")}
+{_activation(name, steps)}
+__device__ __forceinline__ void {name}(
+    const float* sums, void* y, const float* scale, const float* bias, int batch, int rows,
+    int copies) {{
+  {kind} finish{{
+      rows, copies, batch, reinterpret_cast<const float4*>(sums),
+      reinterpret_cast<const float4*>(scale), reinterpret_cast<const float4*>(bias),
+      static_cast<{element}*>(y)}};
+  finish.run();
+}}
+"""
+
+
+def mma_source(
+    name: str, shape: MmaShape, layout: MatrixLayout | ImagesLayout, steps: Sequence[str]
+) -> str:
+    """A device function for many columns, on any architecture from 8.0.
+
+    Args:
+        name: its name; it takes `(x, y, words, scale, bias, shared, columns, rows, copies,
+            inputs)`, and of a convolution the numbers of `GEOMETRY`.
+        shape: how it divides the work.
+        layout: of x and y.
+        steps: statements on the float `value`, after scale and bias.
+
+    Returns:
+        CUDA C++; sources of several functions may follow each other.
+    """
+    element = _CUDA_TYPES[layout.dtype]
+    geometry = GEOMETRY if isinstance(layout, ImagesLayout) else ()
+    parameters = "".join(f", int {name}" for name in geometry)
+    values = "".join(f", {name}" for name in geometry)
+    kind = _template("MmaGemm", layout.kind, f"{name}_activation", *astuple(shape))
+    return f"""{_common()}{_read("gemm.cuh")}
+{_activation(name, steps)}
+__device__ __forceinline__ void {name}(
+    const void* x, void* y, const unsigned* words, const float* scale, const float* bias,
+    void* shared, int columns, int rows, int copies, int inputs{parameters}) {{
+  {kind} gemm{{
+      {{rows, copies, columns, inputs, static_cast<const {element}*>(x),
+       static_cast<{element}*>(y){values}}},
+      words, scale, bias}};
+  gemm.run(static_cast<unsigned char*>(shared));
 }}
 """
 
@@ -174,8 +356,16 @@ def _activation(name: str, steps: Sequence[str]) -> str:
 }};"""
 
 
+def _template(name: str, *arguments: str | int) -> str:
+    texts = (str(value).lower() if isinstance(value, bool) else str(value) for value in arguments)
+    return f"tbn::{name}<{', '.join(texts)}>"
+
+
 def _wgmma(columns: int, dtype: str) -> str:
-    """`tbn::wgmma` of 64 rows, `columns` columns and 16 inputs, operand A in registers."""
+    """`tbn::Wgmma` of 64 rows, `columns` columns and 16 inputs, operand A in registers.
+
+    A specialisation: the kernel finds those that follow its own text too.
+    """
     count, kind = columns // 2, _PTX_TYPES[dtype]
     sums = ", ".join(f"%{i}" for i in range(count))
     a = ", ".join(f"%{count + i}" for i in range(4))
@@ -183,8 +373,10 @@ def _wgmma(columns: int, dtype: str) -> str:
     return f"""#ifndef TBN_WGMMA_{kind}_{columns}
 #define TBN_WGMMA_{kind}_{columns}
 namespace tbn {{
-__device__ __forceinline__ void wgmma(float (&d)[{count}], const unsigned (&a)[4],
-                                      unsigned long long b, int add, {_CUDA_TYPES[dtype]}) {{
+template <>
+struct Wgmma<{_CUDA_TYPES[dtype]}, {columns}> {{
+  static __device__ __forceinline__ void multiply(float (&d)[{count}], const unsigned (&a)[4],
+                                                  unsigned long long b, int add) {{
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, %{count + 5}, 0;\\n"
                "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
@@ -192,7 +384,8 @@ __device__ __forceinline__ void wgmma(float (&d)[{count}], const unsigned (&a)[4
                : {outputs}
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 #endif
-}}
+  }}
+}};
 }}  // namespace tbn
 #endif
 """

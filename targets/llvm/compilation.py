@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from tvm.target import codegen
 
+from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.artifact import pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
@@ -13,13 +14,16 @@ from tbn_compile.targets.llvm.lowering import lower
 from tbn_compile.targets.llvm.processors import can_permute, tvm_target, vector_lanes
 
 
-def compile_artifact(graph: ir.Model, model: str, processor: Processor) -> bytes:
+def compile_artifact(
+    graph: ir.Model, model: str, processor: Processor, tuning: Tuning | None = None
+) -> bytes:
     """Compile to the content of an artifact.
 
     Args:
         graph: a lowered graph, or one without tiled layers.
         model: the name of the file that it came from.
         processor: what the code may use.
+        tuning: schedules to search or to use, or None.
 
     Raises:
         ModelError: if the graph holds what cannot be compiled.
@@ -29,7 +33,7 @@ def compile_artifact(graph: ir.Model, model: str, processor: Processor) -> bytes
     inputs, outputs = tensor_specs(graph, module)
     target = tvm_target(processor)
     with naming_tvm("lower"):
-        module = lower(module, target, vector_lanes(processor), can_permute(processor))
+        module = lower(module, target, vector_lanes(processor), can_permute(processor), tuning)
     return pack_artifact(
         build_library(module, target),
         Manifest(

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import relax, topi
+from tvm import relax
 
 from tbn_compile.passes.relax import (
     FoldBatchNorm,
     FuseActivation,
     FuseAffine,
     FuseResidual,
+    WidenSums,
 )
+from tbn_compile.targets import Tuning
+from tbn_compile.targets.compiled.legalization import LEGALIZATIONS
+from tbn_compile.targets.compiled.tuning import ApplyTuning
 from tbn_compile.targets.llvm.schedule import AddUpRows
 from tbn_compile.targets.llvm.tiled_layers import LowerTiledLayers
 
 
-def lower(module: Any, target: Any, lanes: int, permutes: bool) -> Any:
+def lower(
+    module: Any, target: Any, lanes: int, permutes: bool, tuning: Tuning | None = None
+) -> Any:
     """A module whose `main` calls TIR functions only.
 
     Args:
@@ -25,6 +31,7 @@ def lower(module: Any, target: Any, lanes: int, permutes: bool) -> Any:
         target: TVM's description of the CPU.
         lanes: float32 numbers of its vector registers.
         permutes: whether it can pick a vector's entries.
+        tuning: schedules to search or to use, or None.
     """
     steps = (
         relax.transform.CanonicalizeBindings(),
@@ -33,19 +40,15 @@ def lower(module: Any, target: Any, lanes: int, permutes: bool) -> Any:
         FuseResidual(),
         FuseActivation(),
         LowerTiledLayers(lanes, permutes),
-        relax.transform.LegalizeOps({"relax.take": _take}),
+        WidenSums(),
+        relax.transform.LegalizeOps(LEGALIZATIONS),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
+        ApplyTuning(tuning),
         AddUpRows(),
     )
     with target:
         return tvm.transform.Sequential(steps)(module)
-
-
-def _take(builder: Any, call: Any) -> Any:
-    """Negative indices count from the end, and none reads outside of the tensor."""
-    axis = None if call.attrs.axis is None else int(call.attrs.axis)
-    return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")

@@ -33,11 +33,17 @@ def find_processor(name: str = NATIVE) -> Processor:
         own = codegen.llvm_get_system_cpu()
         features = _features(own)
         return _processor(own, tuple(each for each in features if each in present_features()))
-    known = codegen.llvm_get_cpu_archlist(tvm.target.Target("llvm"))
-    if name not in known:
-        listed = ", ".join((NATIVE, *sorted(map(str, known))))
+    if name not in _known_names():
+        listed = ", ".join((NATIVE, *filter(_has_64_bits, sorted(_known_names()))))
         raise UsageError(f"unknown processor {clean(name, 40)!r}; known: {listed}", longest=4000)
+    if not _has_64_bits(name):
+        raise UsageError(f"processor {name!r} has no 64-bit mode; name a newer one")
     return _processor(name, _features(name))
+
+
+def missing_features(processor: Processor) -> list[str]:
+    """What the code for a processor may need and this machine lacks, sorted."""
+    return sorted(set(processor.features) - present_features())
 
 
 def tvm_target(processor: Processor) -> Any:
@@ -65,5 +71,18 @@ def _processor(name: str, features: tuple[str, ...]) -> Processor:
 
 
 def _features(name: str) -> tuple[str, ...]:
+    return known_features(_every_feature(name), architecture())
+
+
+def _every_feature(name: str) -> list[str]:
     target = tvm.target.Target({"kind": "llvm", "mcpu": name})
-    return known_features(codegen.llvm_get_cpu_features(target), architecture())
+    return list(map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def _known_names() -> list[str]:
+    return list(map(str, codegen.llvm_get_cpu_archlist(tvm.target.Target("llvm"))))
+
+
+def _has_64_bits(name: str) -> bool:
+    """Whether LLVM can make 64-bit code for it; for others it would end the process."""
+    return architecture() != "x86_64" or "64bit" in _every_feature(name)

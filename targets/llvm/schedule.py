@@ -8,6 +8,8 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
+from tbn_compile.targets.compiled.scheduling import is_scheduled
+
 
 @tvm.transform.module_pass(opt_level=0)
 class AddUpRows:
@@ -20,7 +22,7 @@ class AddUpRows:
         """Schedule every TIR function that has blocks."""
         scheduled = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for name, function in module.functions_items():
-            if isinstance(function, tirx.PrimFunc):
+            if isinstance(function, tirx.PrimFunc) and not is_scheduled(function):
                 scheduled[name] = _scheduled(function)
         return scheduled
 

@@ -7,11 +7,11 @@ from tbn_compile.targets import Package, Request
 
 
 class LlvmTarget:
-    """The CPU of this machine."""
+    """A CPU of this machine's architecture."""
 
-    description = "shared library for this machine's CPU, run by TVM's runtime alone"
+    description = "shared library for a CPU, by default this machine's, run by TVM's runtime alone"
     suffix = ".so"
-    options: frozenset[str] = frozenset()
+    options = frozenset({"cpu", "tuning"})
 
     def __init__(self, _name: str = "llvm") -> None:
         pass
@@ -19,21 +19,42 @@ class LlvmTarget:
     def package(self, request: Request) -> Package:
         """Compile, write, and run what was written once beside ONNX Runtime.
 
+        Code that needs more than this machine has cannot be run here; the package says so.
+
         Raises:
             ModelError: if the model holds what cannot be compiled, the result computes something
                 else, or it cannot be written.
-            UsageError: if there is no C++ compiler.
+            UsageError: if there is no such processor, or no C++ compiler.
         """
+        from tbn_compile.targets.compiled.tuning import check_tuning  # noqa: PLC0415
         from tbn_compile.targets.compiled.verification import verify_artifact  # noqa: PLC0415
         from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
-        from tbn_compile.targets.llvm.processors import find_processor  # noqa: PLC0415
+        from tbn_compile.targets.llvm.processors import (  # noqa: PLC0415
+            NATIVE,
+            find_processor,
+            missing_features,
+        )
 
-        processor = find_processor()
-        content = compile_artifact(request.graph, request.source.name, processor)
+        processor = find_processor(request.cpu or NATIVE)
+        missing = missing_features(processor)
+        check_tuning(request.tuning)
+        request.report("compile", 0, 2)
+        content = compile_artifact(request.graph, request.source.name, processor, request.tuning)
+        request.report("check", 1, 2)
         with staging_folder(request.output) as staging:
             written = staging / request.output.name
             written.write_bytes(content)
-            verify_artifact(written, request.source, request.input_dims)
-        details = {"processor": processor.name, "features": list(processor.features)}
-        line = f"Code for {processor.name}: {', '.join(processor.features) or 'no extensions'}"
-        return Package((request.output,), details, (line,))
+            if not missing:
+                verify_artifact(written, request.source, request.input_dims)
+        details = {
+            "processor": processor.name,
+            "features": list(processor.features),
+            "verified": not missing,
+        }
+        lines = [f"Code for {processor.name}: {', '.join(processor.features) or 'no extensions'}"]
+        if missing:
+            lines.append(
+                f"Not run here, because this machine lacks {', '.join(missing)}: "
+                f"validate it with tbn-validate on one that has them"
+            )
+        return Package((request.output,), details, tuple(lines))

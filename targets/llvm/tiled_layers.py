@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,23 @@ from tbn_compile.passes.relax.distinct_rows import DistinctRows, distinct_rows
 from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.lower_tiled_calls import lower_call
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
+from tbn_compile.targets.compiled.scheduling import SCHEDULED
 from tbn_compile.targets.llvm.kernels import (
-    any_padding,
+    Kernel,
+    Mixture,
+    Schedule,
+    Shape,
+    choose_schedule,
+    conv_kernel,
+    gemm_kernel,
     group_of,
-    pad_function,
-    padded_shape,
-    table_function,
-    table_shape,
-    tiled_kernel,
+    mixed_rows,
 )
+from tbn_compile.targets.llvm.kernels.extents import known
 
 _OPAQUE = 8
-_FEWEST_GROUPED_ROWS = 4
-"""With fewer distinct rows a group's lanes would lie idle."""
 _FEWEST_VECTORS = 2
 """Vectors of distinct rows for which a Gemm makes tables."""
-_FEWEST_USES = 9
-"""Uses of a convolution's table, by taps and vectors, for which it is made."""
-_FEWEST_CHANNELS = 3
-_MOST_TABLE_BYTES = 2**24
-"""Of the tables of one image; they take 13 bytes for each of its numbers' 4."""
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -68,19 +64,29 @@ class _Lowering(relax.PyExprMutator):
         if not is_tiled(call):
             return call
         layer = read_layer(call)
-        weight = _weight(layer)
-        return lower_call(self.builder_, call) if weight is None else self._lower(layer, weight)
+        found = self._kernel(layer)
+        return lower_call(self.builder_, call) if found is None else self._call(layer, *found)
 
-    def _lower(self, layer: TiledLayer, weight: DistinctRows) -> Any:
-        result, shape = layer.result_type(), list(layer.result_type().shape.values)
-        group = self._group(layer, weight)
+    def _kernel(self, layer: TiledLayer) -> tuple[Kernel, Any] | None:
+        """A layer's kernel and the activation that it takes; None: no CPU kernel serves it."""
+        rows = _rows(layer)
+        if rows is None:
+            return None
+        weight, mixture = rows
         if layer.window is None:
-            x = self._folded(layer, weight)
+            x, group = self._folded(layer, weight), self._group(weight)
+            return gemm_kernel(layer, weight, x.ty.shape.values, self._lanes, group, mixture), x
+        schedule = _schedule(layer, layer.window, weight.plan.distinct_rows, self._lanes)
+        if schedule is None:
+            return None
+        return conv_kernel(layer, layer.window, weight, schedule, mixture), layer.x
+
+    def _call(self, layer: TiledLayer, kernel: Kernel, x: Any) -> Any:
+        result, window = layer.result_type(), layer.window
+        shape = list(result.shape.values)
+        if window is None:
             shape = [x.ty.shape.values[0], layer.weight.outputs]
-        else:
-            x = self._surrounded(layer, layer.window, group)
-        kernel = tiled_kernel(layer, weight, x.ty.shape.values, self._lanes, group)
-        name = self._add(kernel.function, "tiled_conv" if layer.window else "tiled_gemm")
+        name = self._add(kernel.function, "tiled_conv" if window else "tiled_gemm")
         operands = [
             self._reshaped(step.operand, shape) if step.kind == "residual" else step.operand
             for step in layer.epilogue
@@ -91,41 +97,15 @@ class _Lowering(relax.PyExprMutator):
         y = self.builder_.emit(relax.call_tir(name, [x, *constants, *operands], kind))
         return self._reshaped(y, list(result.shape.values))
 
-    def _group(self, layer: TiledLayer, weight: DistinctRows) -> int:
-        """Inputs of a table, if tables pay; 1 for none."""
-        group = group_of(self._lanes)
+    def _group(self, weight: DistinctRows) -> int:
+        """Inputs of a table of a Gemm, if tables pay; 1 for none."""
         vectors = -(-weight.plan.distinct_rows // self._lanes)
-        if not self._permutes:
-            return 1
-        if layer.window is None:
-            return group if vectors >= _FEWEST_VECTORS else 1
-        kernel, extents = layer.weight.shape[2:], list(layer.x.ty.shape.values)[1:]
-        if not all(isinstance(extent, tirx.IntImm) for extent in extents):
-            return 1
-        _, *shape = table_shape(layer.window, kernel, [1, *map(int, extents)], self._lanes)
-        fits = prod(map(int, shape)) * 4 <= _MOST_TABLE_BYTES
-        few_channels = layer.weight.shape[1] < _FEWEST_CHANNELS
-        pays = prod(kernel) * vectors >= _FEWEST_USES and not few_channels
-        return group if pays and fits else 1
-
-    def _surrounded(self, layer: TiledLayer, window: Window, group: int) -> Any:
-        """The activation of a convolution with zeros around: float32, or tables of it."""
-        x, kernel = layer.x, layer.weight.shape[2:]
-        extents = list(x.ty.shape.values)
-        if group > 1:
-            x = self._as_float(x)
-            function = table_function(window, kernel, extents, self._lanes)
-            shape = table_shape(window, kernel, extents, self._lanes)
-            name = self._add(function, "tables")
-            return self.builder_.emit(relax.call_tir(name, [x], relax.TensorType(shape, "float32")))
-        if not any_padding(window):
-            return self._as_float(x)
-        name = self._add(pad_function(window, kernel, extents, str(x.ty.dtype)), "pad")
-        kind = relax.TensorType(padded_shape(window, kernel, extents), "float32")
-        return self.builder_.emit(relax.call_tir(name, [x], kind))
+        return group_of(self._lanes) if self._permutes and vectors >= _FEWEST_VECTORS else 1
 
     def _add(self, function: Any, name: str) -> Any:
-        return self.builder_.add_func(function.with_attr({"op_pattern": _OPAQUE}), name)
+        return self.builder_.add_func(
+            function.with_attr({"op_pattern": _OPAQUE, SCHEDULED: True}), name
+        )
 
     def _folded(self, layer: TiledLayer, weight: DistinctRows) -> Any:
         """float32[M, distinct columns]: inputs that meet the same signs, scaled and added up."""
@@ -151,14 +131,37 @@ class _Lowering(relax.PyExprMutator):
         return self.builder_.emit(relax.op.reshape(x, shape))
 
 
-def _weight(layer: TiledLayer) -> DistinctRows | None:
-    """The distinct rows of a layer, if a CPU kernel serves it."""
+def _schedule(layer: TiledLayer, window: Window, rows: int, lanes: int) -> Schedule | None:
+    """How a convolution is cut up; with a kernel of one tap, the image is one row."""
+    _, channels, *kernel = layer.weight.shape
+    outputs = list(layer.result_type().shape.values)[2:]
+    moves = (*kernel, *window.strides, 1 + max(window.pads, default=0))
+    if max(moves) == 1:
+        kernel, outputs = kernel[:1], [reduce(operator.mul, outputs)]
+    axes = len(kernel)
+    return choose_schedule(
+        Shape(
+            rows=rows,
+            channels=channels,
+            kernel=tuple(kernel),
+            strides=window.strides[:axes],
+            dilations=window.dilations[:axes],
+            outputs=tuple(map(known, outputs)),
+            lanes=lanes,
+        )
+    )
+
+
+def _rows(layer: TiledLayer) -> tuple[DistinctRows, Mixture | None] | None:
+    """The distinct rows of a layer, and how outputs are mixed if they are no copies of them.
+
+    None: no CPU kernel serves it.
+    """
     tile = constant_of(layer.tile)
     if tile is None or constant_of(layer.scale) is None or layer.pool:
         return None
-    if layer.plan.groups > 1 and layer.plan.distinct_rows < _FEWEST_GROUPED_ROWS:
-        return None
-    return distinct_rows(layer, tile)
+    rows = distinct_rows(layer, tile)
+    return mixed_rows(layer, tile) if rows is None else (rows, None)
 
 
 def _scaled(x: Any, scale: Any) -> Any:

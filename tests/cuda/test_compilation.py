@@ -19,9 +19,9 @@ from tbn_compile.targets.cuda.tiled_gemm import GemmProblem, gemm_function
 KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.f; }'
 
 
-def build(tmp_path, architectures, kind, batch=None):
+def build(tmp_path, architectures, batch=None):
     problem = GemmProblem("float16", batch, rows=64, copies=4, inputs=256)
-    function = gemm_function(problem, kind).with_attr("global_symbol", "main")
+    function = gemm_function(problem, architectures).with_attr("global_symbol", "main")
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
     path = tmp_path / "model.so"
     with machine_code(architectures) as label:
@@ -40,7 +40,7 @@ def test_machine_code_for_each_architecture_and_ptx_for_newer_ones():
 
 
 def test_library_holds_machine_code_and_no_source(tmp_path):
-    library = build(tmp_path, ["80", "86", "89", "90"], "any")
+    library = build(tmp_path, ["80", "86", "89", "90"])
     cubins = {entry.architecture for entry in entries_of(library) if entry.kind == "cubin"}
     assert cubins == {80, 86, 89, 90}
     assert Entry("ptx", 90) in entries_of(library)
@@ -50,16 +50,22 @@ def test_library_holds_machine_code_and_no_source(tmp_path):
 
 @pytest.mark.parametrize("batch", [None, 1, 16, 64, 5000])
 def test_hopper_kernels_compile(tmp_path, batch):
-    entries = entries_of(build(tmp_path, ["90a"], "hopper", batch))
+    entries = entries_of(build(tmp_path, ["90"], batch))
     assert set(entries) == {Entry("cubin", 90), Entry("ptx", 90)}
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
-    first, second = (build(tmp_path, ["80"], "any", 8) for _ in range(2))
+    first, second = (build(tmp_path, ["80"], 8) for _ in range(2))
     assert first[first.index(MAGIC) :][:4096] == second[second.index(MAGIC) :][:4096]
 
 
-@pytest.mark.parametrize("names", [["sm_90"], ["75"], ["90\n"], []])
+def test_code_for_90_has_the_instructions_of_hopper():
+    guarded = f"#ifdef __CUDA_ARCH_FEAT_SM90_ALL\n{KERNEL}\n#endif"
+    assert b"twice" in compile_fatbin(guarded, ["90"])
+    assert b"twice" not in compile_fatbin(guarded, ["80", "89"])
+
+
+@pytest.mark.parametrize("names", [["sm_90"], ["75"], ["90a"], ["90\n"], []])
 def test_unknown_architectures_list_the_valid_ones(names):
     with pytest.raises(UsageError, match=", ".join(ARCHITECTURES)):
         compile_fatbin(KERNEL, names)

@@ -1,5 +1,7 @@
 """Tiled Gemm layers on their way to CUDA kernels: packing, constants, and the choice of kernel."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,12 +10,18 @@ from tvm import relax
 
 from tbn_compile.passes.relax import Step, tiled_binary_gemm
 from tbn_compile.targets.cuda.compilation import compile_fatbin, machine_code
-from tbn_compile.targets.cuda.sources import GemmShape, GemvShape, gemm_source, gemv_source
-from tbn_compile.targets.cuda.tiled_gemm import gemm_shape, pack_words
+from tbn_compile.targets.cuda.sources import GemmShape, gemm_source
+from tbn_compile.targets.cuda.tiled_gemm import (
+    GemmProblem,
+    gemm_function,
+    gemm_shape,
+    pack_words,
+)
 from tbn_compile.targets.cuda.tiled_layers import LowerTiledLayers
 from tbn_compile.tile import TiledBinaryWeight, pack_bits
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+SHARED = [(1024, 4096), (2048, 4096), (1024, 1024)]
 SCALES = {"layer": (1, 1), "tile": (3, 8 * 40), "row": (24, 40)}
 
 
@@ -88,7 +96,7 @@ def test_words_hold_every_sign(rows, inputs):
     assert np.array_equal(unpack_words(words, inputs), signs)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scaling", SCALES)
 @pytest.mark.parametrize("batch", [5, 5000, None])
 def test_constants_say_the_weight(dtype, scaling, batch):
@@ -100,7 +108,7 @@ def test_constants_say_a_weight_stored_transposed():
 
 
 def assert_constants_say(module, weight, bias):
-    lowered = LowerTiledLayers("hopper")(module)
+    lowered = LowerTiledLayers(["90"])(module)
     assert kernel_names(lowered) == ["tiled_gemm"]
     words, scale, shift = constants_of(lowered)
     dense = (
@@ -111,26 +119,22 @@ def assert_constants_say(module, weight, bias):
     assert np.array_equal(shift, bias.astype(np.float32))
 
 
-def test_a_layer_in_float32_goes_the_portable_way():
-    module, *_ = make_layer("float32")
-    assert kernel_names(LowerTiledLayers("hopper")(module)) == ["tiled_binary_gemm"]
+def test_constants_say_a_weight_that_repeats_along_the_inputs():
+    assert_constants_say(*make_layer(scaling="layer", layout="KN", tile_length=24 * 8))
 
 
-def test_a_layer_whose_inputs_are_folded_goes_the_portable_way():
-    module, *_ = make_layer(scaling="layer", tile_length=20)
-    assert kernel_names(LowerTiledLayers("hopper")(module)) == ["tiled_binary_gemm"]
-
-
-@pytest.mark.parametrize("kind", ["hopper", "any"])
+@pytest.mark.parametrize("architectures", [["80"], ["80", "90"]])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("batch", [5, None])
-def test_a_whole_module_builds(tmp_path, kind, batch):
-    module, *_ = make_layer(batch=batch)
-    lowered = LowerTiledLayers(kind)(module)
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(["90a" if kind == "hopper" else "80"]) as label:
-        tvm.compile(lowered, target=target).export_library(str(path))
-        assert b"__global__" not in label(path.read_bytes())
+def test_a_whole_module_builds(tmp_path, architectures, dtype, batch):
+    module, *_ = make_layer(dtype, batch=batch)
+    assert b"__global__" not in export(tmp_path, module, architectures).read_bytes()
+
+
+def test_layers_of_different_sizes_share_a_kernel():
+    problems = [GemmProblem("float32", 8192, rows, 4, inputs) for rows, inputs in SHARED]
+    scripts = [gemm_function(problem, ["80"]).script() for problem in problems]
+    assert len({re.findall(r"tiled_mma_\w+", script)[0] for script in scripts}) == 1
 
 
 @pytest.mark.parametrize("rows", [8, 64, 96, 192, 384, 512, 1000, 4096])
@@ -145,7 +149,7 @@ def test_shapes_fit_the_hardware(batch, rows):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sources_agree_with_python_on_shared_memory(dtype):
-    gemm, gemv = GemmShape(2, 1, 96, 10, 96), GemvShape(4, 2, 8, 16)
+    gemm = GemmShape(2, 1, 96, 10, 96)
     element = {"float16": "__half", "bfloat16": "__nv_bfloat16"}[dtype]
     checks = f"""
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -153,27 +157,29 @@ static_assert(tbn::Gemm<{element}, a_activation, 2, 1, 96, 10, 96>::kSharedBytes
               == {gemm.shared_bytes});
 static_assert(tbn::Gemm<{element}, a_activation, 2, 1, 96, 10, 96>::kThreads == {gemm.threads});
 #endif
-static_assert(tbn::Gemv<{element}, b_activation, 4, 2, 8, 16>::kSharedBytes
-              == {gemv.shared_bytes});
-static_assert(tbn::Gemv<{element}, b_activation, 4, 2, 8, 16>::kThreads == {gemv.threads});
 """
-    source = gemm_source("a", gemm, dtype, []) + gemv_source("b", gemv, dtype, []) + checks
-    compile_fatbin(source, ["90a"])
+    compile_fatbin(gemm_source("a", gemm, dtype, []) + checks, ["90"])
+
+
+def export(tmp_path, module, architectures):
+    """The path of a library with the lowered module in it."""
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
+    path = tmp_path / "model.so"
+    with machine_code(architectures) as label:
+        lowered = LowerTiledLayers(architectures)(module)
+        tvm.compile(lowered, target=target).export_library(str(path))
+        path.write_bytes(label(path.read_bytes()))
+    return path
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scaling", SCALES)
-@pytest.mark.parametrize(
-    ("batch", "kind"), [(1, "hopper"), (9, "hopper"), (40, "hopper"), (9, "any")]
-)
-def test_results(tmp_path, dtype, scaling, batch, kind):
+@pytest.mark.parametrize("architectures", [["90"], ["80"]])
+@pytest.mark.parametrize("batch", [1, 9, 40])
+def test_results(tmp_path, dtype, scaling, batch, architectures):
     module, weight, bias = make_layer(dtype, scaling, batch=batch)
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(["90a"]) as label:
-        tvm.compile(LowerTiledLayers(kind)(module), target=target).export_library(str(path))
-        path.write_bytes(label(path.read_bytes()))
+    path = export(tmp_path, module, architectures)
     device = tvm.cuda(0)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
     x = np.random.default_rng(1).standard_normal((batch, 2, 40)).astype(DTYPES[dtype])
@@ -181,4 +187,21 @@ def test_results(tmp_path, dtype, scaling, batch, kind):
     reference = x.astype(np.float64) @ weight.matrix().astype(np.float64).T
     reference = np.maximum(reference + bias.astype(np.float64), 0)
     error = np.linalg.norm(y - reference) / np.linalg.norm(reference)
-    assert error < {"float16": 6e-4, "bfloat16": 5e-3}[dtype]
+    assert error < {"float32": 1e-6, "float16": 6e-4, "bfloat16": 5e-3}[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [4, 40])
+def test_float32_keeps_what_is_not_finite(tmp_path, batch):
+    module, weight, bias = make_layer("float32", batch=batch)
+    path = export(tmp_path, module, ["80", "90"])
+    device = tvm.cuda(0)
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
+    x = np.random.default_rng(1).standard_normal((batch, 2, 40)).astype(np.float32)
+    x[0, 0, 3], x[1, 1, 4], x[2, 0, 1] = np.inf, np.nan, np.finfo(np.float32).max
+    y = machine["main"](tvm.runtime.tensor(x, device)).numpy()
+    with np.errstate(over="ignore"):
+        reference = (x.astype(np.float64) @ weight.matrix().astype(np.float64).T).astype(np.float32)
+    reference = np.maximum(reference + bias, 0)
+    assert np.array_equal(np.isfinite(y), np.isfinite(reference))
+    assert np.allclose(y, reference, rtol=1e-5, atol=1e-5, equal_nan=True)

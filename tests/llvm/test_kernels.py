@@ -1,5 +1,6 @@
 """CPU kernels of every vector width that runs here, against numpy: expand, then multiply."""
 
+import math
 from dataclasses import replace
 
 import ml_dtypes
@@ -10,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layer_strategies import conv_cases, gemm_cases
 from runtime_models import Layer, make_model
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
-from tbn_compile.passes.relax import Step, tiled_binary_gemm
+from tbn_compile.passes.relax import Step, tiled_binary_conv, tiled_binary_gemm
 from tbn_compile.targets.compiled.processor import architecture, present_features
 from tbn_compile.targets.llvm import tiled_layers
+from tbn_compile.targets.llvm.kernels import Shape, choose_schedule
 from tbn_compile.targets.llvm.lowering import lower
 from tbn_compile.targets.llvm.processors import (
     NATIVE,
@@ -98,15 +100,102 @@ def test_residuals_of_a_batched_gemm():
     np.testing.assert_allclose(actual, values[0] @ weight.T + values[1], rtol=1e-5, atol=1e-5)
 
 
+STEPPED = [
+    ((10, 64), 160, (160, 0)),  # the scale changes with the tile, in the middle of a row
+    ((70, 33), 77, (330, 5)),
+    ((10, 6, 3, 3), 135, (135, 0)),
+    ((33, 5, 2, 1), 11, (50, 7)),
+]
+
+
+@pytest.mark.parametrize(("shape", "tile_length", "run"), STEPPED)
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: each.name)
+def test_scales_that_change_inside_rows(shape, tile_length, run, processor, monkeypatch):
+    rng = np.random.default_rng(0)
+    length, offset = run
+    count = -(-math.prod(shape) // length) + 1
+    layer = Layer(
+        shape, rng.integers(0, 2, tile_length), rng.uniform(1, 1.5, count), length, 0, offset,
+        rng.normal(size=shape[0]), {"activation_min": 0.0},
+    )  # fmt: skip
+    monkeypatch.setattr(tiled_layers, "lower_call", None)  # no portable kernel
+    for batch in (1, 3, 11):
+        x = rng.normal(size=(batch, shape[1], *(5,) * (len(shape) - 2))).astype(np.float32)
+        assert_right(layer, x, processor, tables=True)
+
+
+def test_steps_that_cost_precision_take_the_portable_kernel(monkeypatch):
+    layer = Layer((2, 64), np.ones(128, int), np.array([1e4, 1e-3]), 32)
+    x = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    lowered = []
+    portable = tiled_layers.lower_call
+    monkeypatch.setattr(
+        tiled_layers, "lower_call", lambda *call: lowered.append(call) or portable(*call)
+    )
+    assert_right(layer, x, find_processor(), tables=False)
+    assert lowered
+
+
+@pytest.mark.parametrize("far", [{"dilations": [2**27]}, {"strides": [2**27 - 1]}])
+def test_windows_too_far_apart_for_a_table(far):
+    shape = Shape(
+        rows=4, channels=3, kernel=(2,), strides=tuple(far.get("strides", [1])),
+        dilations=tuple(far.get("dilations", [2**27 - 2])), outputs=(None,), lanes=16,
+    )  # fmt: skip
+    assert choose_schedule(shape) is None
+
+
+def test_infinity_times_a_missing_term_is_no_nan():
+    layer = Layer((10, 64), np.ones(160, int), np.linspace(1, 1.3, 5), 160)
+    x = np.full((1, 64), np.inf, np.float32)
+    module = from_onnx(
+        with_result_shape(make_model(layer, "float32", x_shape=[1, 64]), 2),
+        keep_params_in_input=False,
+    )
+    assert (run(module, find_processor(), [x])[0, :2] == np.inf).all()
+
+
+@pytest.mark.parametrize("epilogue", ["residual", "none"])
+@pytest.mark.parametrize("spatial", [(7, 9), ("h", "w")])
+def test_kernels_of_one_tap(epilogue, spatial):
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, 6 * 5).astype(np.uint8)
+    shapes = [("n", 5, *spatial), ("n", 12, *spatial)]
+    known = {"n": 2, "h": 7, "w": 9}
+    symbols = {name: tirx.Var(name, "int64") for name in known}
+    x, residual = (
+        relax.Var(name, relax.TensorType([symbols.get(e, e) for e in shape], "float32"))
+        for name, shape in zip("xr", shapes, strict=True)
+    )
+    steps = [Step("residual", operand=residual)] if epilogue == "residual" else []
+    tile, scale = np.packbits(bits, bitorder="little"), np.array([2.0], np.float32)
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, residual]):
+        with builder.dataflow():
+            call = tiled_binary_conv(
+                x, relax.const(tile), relax.const(scale), steps,
+                weight_shape=(12, 5, 1, 1), tile_length=30, scale_length=1,
+            )  # fmt: skip
+            result = builder.emit_output(builder.emit(call))
+        builder.emit_func_output(result)
+    values = [
+        rng.normal(size=[known.get(e, e) for e in shape]).astype(np.float32) for shape in shapes
+    ]
+    weight = 2.0 * (np.resize(bits, (12, 5)) * 2.0 - 1)
+    expected = np.einsum("oc,nchw->nohw", weight, values[0])
+    if steps:
+        expected += values[1]
+    actual = run(builder.get(), find_processor(), values)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def assert_right(layer, x, processor, tables, dtype="float32", shape=None):
-    model = make_model(layer, dtype, x_shape=shape or list(x.shape))
-    for _ in x.shape:
-        model.graph.output[0].type.tensor_type.shape.dim.add()
+    model = with_result_shape(make_model(layer, dtype, x_shape=shape or list(x.shape)), x.ndim)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     module = from_onnx(model, keep_params_in_input=False)
     with pytest.MonkeyPatch.context() as patch:
         if tables:  # also where they do not pay
-            for name in ("_FEWEST_VECTORS", "_FEWEST_USES", "_FEWEST_CHANNELS"):
+            for name in ("_FEWEST_VECTORS",):
                 patch.setattr(tiled_layers, name, 1)
         actual = run(module, processor, [x])
     bias = None if layer.bias is None else layer.bias.astype(kind).astype(np.float64)
@@ -115,6 +204,12 @@ def assert_right(layer, x, processor, tables, dtype="float32", shape=None):
     expected = layer.expected(x)
     assert actual.shape == expected.shape
     assert (np.abs(actual - expected) <= TOLERANCES[dtype] * largest_sums(layer, x)).all()
+
+
+def with_result_shape(model, rank):
+    for _ in range(rank):
+        model.graph.output[0].type.tensor_type.shape.dim.add()
+    return model
 
 
 def run(module, processor, inputs):

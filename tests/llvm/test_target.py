@@ -5,11 +5,16 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+import tvm
 from helpers.architectures import ARCHITECTURES, export_architecture
 from helpers.graphs import GraphBuilder
 from helpers.weights import tiled_array
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
 
 from tbn_compile import CompileOptions, ModelError, UsageError, compile_model, load
+from tbn_compile.targets.compiled.library import OrderShapeStores
+from tbn_compile.targets.compiled.processor import architecture, present_features
 from tbn_compile.targets.compiled.validation import validate_library
 from tbn_compile.targets.llvm.processors import find_processor, tvm_target
 
@@ -112,6 +117,67 @@ def test_no_compiler_is_one_line(tmp_path, monkeypatch):
 def test_an_unknown_processor_lists_the_known():
     with pytest.raises(UsageError, match="unknown processor 'z80'; known: native, .*x86-64-v3"):
         find_processor("z80")
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="names of x86 processors")
+def test_a_processor_without_64_bits_is_refused():
+    with pytest.raises(UsageError, match="'pentium3' has no 64-bit mode"):
+        find_processor("pentium3")
+    with pytest.raises(UsageError, match="unknown processor 'z80'") as refusal:
+        find_processor("z80")
+    assert "pentium3" not in str(refusal.value)
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="names of x86 processors")
+def test_code_for_a_named_processor(tmp_path):
+    model = save(tmp_path, "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    report = compile_model(model, "llvm", tmp_path / "model.so", CompileOptions(cpu="x86-64-v2"))
+    assert report.details["verified"]
+    assert load(tmp_path / "model.so").manifest.processor.name == "x86-64-v2"
+    with pytest.raises(UsageError, match="unknown processor 'z80'"):
+        compile_model(model, "llvm", tmp_path / "other.so", CompileOptions(cpu="z80"))
+    assert not (tmp_path / "other.so").exists()
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="names of x86 processors")
+def test_code_that_this_machine_cannot_run_is_not_run(tmp_path, monkeypatch):
+    model = save(tmp_path, "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    few = present_features() - {"avx2", "fma"}
+    monkeypatch.setattr("tbn_compile.targets.llvm.processors.present_features", lambda: few)
+    monkeypatch.setattr("tbn_compile.targets.compiled.loader.present_features", lambda: few)
+    report = compile_model(model, "llvm", tmp_path / "model.so", CompileOptions(cpu="x86-64-v3"))
+    assert not report.details["verified"]
+    assert any(
+        "Not run here, because this machine lacks avx2, fma" in line
+        for line in report.details_lines
+    )
+    with pytest.raises(ModelError, match="avx2"):
+        load(tmp_path / "model.so")
+
+
+def test_stores_of_symbolic_extents_are_sorted():
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("shape_func")
+        extents = T.arg("extents", T.buffer((4,), "int64"))
+        for place in (3, 1, 2):
+            T.buffer_store(extents, extents[0] * place, [place])
+    module = tvm.IRModule({"shape_func": builder.get(), "other": builder.get()})
+    text = OrderShapeStores()(module)["shape_func"].script()
+    stores = [line.partition("=")[0].strip() for line in text.splitlines() if " = " in line]
+    assert stores == [f"extents[{place}]" for place in (1, 2, 3)]
+
+
+def test_equal_artifacts(tmp_path):
+    model = save(
+        tmp_path,
+        "g (float[n, 4, m] x) => (float[r, s] y)"
+        "{ d = Concat <axis = 0> (x, x) f = Flatten <axis = 1> (d) y = Concat <axis = 1> (f, f) }",
+    )
+    contents = []
+    for _ in range(2):
+        compile_model(model, "llvm", tmp_path / "model.so")
+        contents.append((tmp_path / "model.so").read_bytes())
+    assert contents[0] == contents[1]
 
 
 def test_features_of_a_named_processor():

@@ -101,6 +101,7 @@ struct Gemm {
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
+    wait_for_previous();
     if (threadIdx.x >= 128 * kGroups) {
       if constexpr (kGroups == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
       if constexpr (kGroups == 3) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
@@ -198,9 +199,9 @@ struct Gemm {
           for (int slice = 0; slice < kSlices; ++slice)
 #pragma unroll
             for (int span = 0; span < kSpans; ++span)
-              wgmma(sums[span], a[turn][span][slice],
-                    box_descriptor(box) + 2 * (part * kSlices + slice),
-                    block > 0 || half > 0 || part > 0 || slice > 0, T());
+              Wgmma<T, kColumns>::multiply(sums[span], a[turn][span][slice],
+                                           box_descriptor(box) + 2 * (part * kSlices + slice),
+                                           block > 0 || half > 0 || part > 0 || slice > 0);
           asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" :::
                            "memory");
           if (part == 0 && waiting >= 0) release(waiting);

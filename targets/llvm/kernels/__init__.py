@@ -1,33 +1,28 @@
-"""CPU kernels for tiled layers, as TIR.
+"""CPU kernels for tiled layers, as TIR: only the distinct rows are computed, from packed signs.
 
-One block of code does all the work: up to 8 positions (rows of a Gemm's input, or neighbouring
-outputs of a convolution) times a few vectors of distinct rows of the weight, summed in registers.
-The distinct rows lie in the lanes; one vector load gives the signs of many inputs for every lane.
-
-* Plainly, each sign is shifted to the top, becomes ±1.0, and multiplies a broadcast input. The
-  positions share the unpacking. Nothing unpacked is stored.
-* With tables, where the processor can permute a vector's entries: for each 5 inputs (4 with AVX2) a
-  vector holds the sums for every combination of their signs, up to the sign of the last. A code
-  picks an entry for every lane. A permutation and a multiply-add do the work of 5 multiply-adds.
+* A Gemm holds distinct rows in the lanes. One vector load gives the signs of many inputs for every
+  lane. Plainly, each becomes ±1.0 and multiplies a broadcast input. Where the processor can permute
+  a vector's entries, a vector holds the sums of 5 inputs (4 with AVX2) for every combination of
+  their signs, up to the sign of the last, and a code picks an entry for every lane.
+* A convolution holds neighbouring outputs in the lanes and such tables in the cache, for all
+  positions of a block: a code costs a load and an addition for as many outputs as a vector holds.
 """
 
-from tbn_compile.targets.llvm.kernels.activations import (
-    any_padding,
-    group_of,
-    pad_function,
-    padded_shape,
-    table_function,
-    table_shape,
-)
-from tbn_compile.targets.llvm.kernels.tiled import Kernel, tiled_kernel
+from tbn_compile.targets.llvm.kernels.conv_schedule import Schedule, Shape, choose_schedule
+from tbn_compile.targets.llvm.kernels.convolution import conv_kernel
+from tbn_compile.targets.llvm.kernels.frame import Kernel
+from tbn_compile.targets.llvm.kernels.gemm import gemm_kernel
+from tbn_compile.targets.llvm.kernels.mixing import Mixture, mixed_rows
+from tbn_compile.targets.llvm.kernels.tables import group_of
 
 __all__ = [
     "Kernel",
-    "any_padding",
+    "Mixture",
+    "Schedule",
+    "Shape",
+    "choose_schedule",
+    "conv_kernel",
+    "gemm_kernel",
     "group_of",
-    "pad_function",
-    "padded_shape",
-    "table_function",
-    "table_shape",
-    "tiled_kernel",
+    "mixed_rows",
 ]

@@ -1,25 +1,23 @@
-"""The block of code that all kernels repeat: some positions times some vectors of rows."""
+"""The block of code that a Gemm repeats: some positions times some vectors of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tbn_compile.targets.llvm.kernels.extents import ravel
 from tbn_compile.targets.llvm.kernels.packing import PackedSigns
 
 _MOST_VECTORS = 4
 PERMUTE = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 """LLVM's intrinsic that picks the entries of a vector, by its lanes."""
 
-Load: TypeAlias = Callable[[Any, Sequence[Any], Any], Any]
-"""(position of the block, indices of the tap, code of the tap) → a vector: the code's input for all
-lanes, or the table of its inputs' sums."""
+Load: TypeAlias = Callable[[Any, Any], Any]
+"""(position of the block, code) → a vector: the code's input for all lanes, or the table of its
+inputs' sums."""
 Write: TypeAlias = Callable[[Any, Any], None]
 """(first distinct row, sums [positions, vectors, lanes]) → written."""
 
@@ -41,18 +39,16 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Code for the sums of a few positions, over some distinct rows of a group.
+    """Code for the sums of a few positions, over some distinct rows.
 
     Attributes:
         signs: of the layer.
         words: the buffer that holds them.
-        group: which group.
         positions: how many, see `spans_of`.
     """
 
     signs: PackedSigns
     words: Any
-    group: Any
     positions: int
 
     @property
@@ -83,29 +79,26 @@ class Block:
             zeros = T.broadcast(tirx.const(0.0, "float32"), signs.lanes)
             T.buffer_store(sums, zeros, [position, vector, every])
 
-        def add(tap: Sequence[Any], index: Any, codes: int) -> None:
-            place = ravel(tap, signs.taps)
+        def add(index: Any, codes: int) -> None:
             with T.unroll(0, self.vectors) as vector:
-                loaded = self.words[self.group, first + vector, place, index, every]
+                loaded = self.words[first + vector, index, every]
                 T.buffer_store(words, loaded, [vector, every])
             with (
                 T.unroll(0, codes) as code,
                 T.unroll(0, self.vectors) as vector,
                 T.unroll(0, self.positions) as position,
             ):
-                value = load(position, tap, index * signs.codes_per_word + code)
+                value = load(position, index * signs.codes_per_word + code)
                 product = self._product(value, words[vector, every], code)
                 total = sums[position, vector, every] + product
                 T.buffer_store(sums, total, [position, vector, every])
 
         whole, rest = divmod(signs.codes, signs.codes_per_word)
-        with ExitStack() as loops:
-            tap = [loops.enter_context(T.serial(0, extent)) for extent in signs.taps]
-            if whole:
-                with T.serial(0, whole) as index:
-                    add(tap, index, signs.codes_per_word)
-            if rest:
-                add(tap, whole, rest)
+        if whole:
+            with T.serial(0, whole) as index:
+                add(index, signs.codes_per_word)
+        if rest:
+            add(whole, rest)
         write(first * signs.lanes, sums)
 
     def _product(self, value: Any, words: Any, code: Any) -> Any:

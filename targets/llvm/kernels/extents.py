@@ -17,6 +17,19 @@ def own_extents(extents: Sequence[Any]) -> list[Any]:
     ]
 
 
+def known(extent: Any) -> int | None:
+    """An extent, if it is no symbol."""
+    return int(extent) if isinstance(extent, int | tirx.IntImm) else None
+
+
+def least(part: int, whole: Any, start: Any) -> Any:
+    """How many of `part` elements from `start`, a multiple of that, lie in `whole`."""
+    extent = known(whole)
+    if extent is not None and extent % part == 0:
+        return part
+    return tirx.min(part, whole - start)
+
+
 def ravel(places: Sequence[Any], shape: Sequence[int]) -> Any:
     """The flat position of indices."""
     flat: Any = 0
