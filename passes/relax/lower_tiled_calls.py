@@ -11,14 +11,34 @@ from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.kernels import compute
 from tbn_compile.passes.relax.tiled_layer import CONV, GEMM, is_tiled, read_layer
 
+_CALL_TIR = tvm.ir.Op.get("relax.call_tir")
+_KERNELS = {GEMM: "tiled_binary_gemm", CONV: "tiled_binary_conv"}
+
 
 def lower_call(builder: Any, call: Any) -> Any:
     """The call of a tiled operator as a `call_tir`; its kernel joins the builder's module."""
     layer = read_layer(call)
-    name = "tiled_binary_conv" if call.op.name == CONV else "tiled_binary_gemm"
     return builder.call_te(
-        lambda *tensors: compute(layer, *tensors), *call.args, primfunc_name_hint=name
+        lambda *tensors: compute(layer, *tensors),
+        *call.args,
+        primfunc_name_hint=_KERNELS[call.op.name],
     )
+
+
+def count_portable_calls(module: Any) -> int:
+    """How many calls of `lower_call`'s kernels a module's Relax functions hold, fused or not."""
+    return sum(
+        any(kernel in _callee(binding.value) for kernel in _KERNELS.values())
+        for _, function in module.functions_items()
+        if isinstance(function, relax.Function)
+        for block in function.body.blocks
+        for binding in block.bindings
+    )
+
+
+def _callee(value: Any) -> str:
+    is_call = isinstance(value, relax.Call) and value.op == _CALL_TIR
+    return str(value.args[0].name_hint) if is_call else ""
 
 
 @tvm.transform.module_pass(opt_level=0)

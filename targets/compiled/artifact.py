@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.targets.compiled.manifest import Manifest, parse_manifest
@@ -21,6 +22,28 @@ _MAGIC = b"\x00TBNSO1\n"
 _DIGEST, _LENGTH = 32, 8
 _FOOTER = _DIGEST + _LENGTH + len(_MAGIC)
 _LARGEST_MANIFEST = 2**24
+
+
+class Compilation(NamedTuple):
+    """What compiling gives.
+
+    Attributes:
+        content: of the artifact's file.
+        portable_layers: how many tiled layers the target has no kernel of its own for.
+    """
+
+    content: bytes
+    portable_layers: int
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What a user must know of it."""
+        if not self.portable_layers:
+            return ()
+        return (
+            f"{self.portable_layers} tiled layers take the portable kernel, which is correct but "
+            f"slow: docs/llvm.md and docs/cuda-kernels.md say which layers do",
+        )
 
 
 def pack_artifact(library: bytes, manifest: Manifest) -> bytes:

@@ -24,6 +24,9 @@ from tbn_compile.targets.compiled.cuda_device import (
 from tbn_compile.targets.compiled.manifest import Manifest, Processor, TensorSpec
 from tbn_compile.targets.compiled.processor import architecture, present_features
 
+_GPU_ALIGNMENT = 16
+"""Bytes that kernels load at once."""
+
 
 def load(path: str | Path) -> CompiledModel:
     """Load what target llvm or cuda wrote.
@@ -96,6 +99,7 @@ class CompiledModel:
     def __init__(self, manifest: Manifest, machine: VirtualMachine, device: Any) -> None:
         self.manifest = manifest
         self.device = device
+        self._inputs = [_Input(spec, device) for spec in manifest.inputs]
         self._main = machine["main"]
         self._lock = Lock()  # the machine's registers serve one call at a time
 
@@ -107,8 +111,8 @@ class CompiledModel:
 
     def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The same inputs where the model runs: arrays are viewed on a CPU, copied to a GPU."""
-        specs = {spec.name: spec for spec in self.manifest.inputs}
-        return {name: self._tensor(specs[name], value) for name, value in inputs.items()}
+        known = {expected.name: expected for expected in self._inputs}
+        return {name: known[name].tensor(value) for name, value in inputs.items()}
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """Run once; nothing is copied but numpy arrays to a GPU and back.
@@ -129,11 +133,11 @@ class CompiledModel:
             ModelError: if the run fails.
         """
         inputs = self._in_order(values, named)
+        extents: dict[str, int] = {}
         tensors = [
-            self._tensor(spec, value)
-            for spec, value in zip(self.manifest.inputs, inputs, strict=True)
+            expected.checked(value, extents)
+            for expected, value in zip(self._inputs, inputs, strict=True)
         ]
-        self._check(tensors)
         try:
             with self._lock:
                 results = self._main(*tensors)
@@ -141,18 +145,13 @@ class CompiledModel:
             raise ModelError(f"the run failed: {_last_line(error)}") from error
         outputs = (results,) if isinstance(results, tvm_ffi.Tensor) else tuple(results)
         if all(isinstance(value, np.ndarray) for value in inputs):
-            self.device.sync()
+            if self.manifest.device != "cpu":
+                self.device.sync()
             outputs = tuple(_array(output) for output in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _tensor(self, spec: TensorSpec, value: Any) -> Any:
-        tensor = _view(spec, value)
-        if self.manifest.device == "cpu" or not isinstance(value, np.ndarray):
-            return tensor
-        return tvm.runtime.empty(tensor.shape, tensor.dtype, self.device).copyfrom(tensor)
-
     def _in_order(self, values: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
-        names = [spec.name for spec in self.manifest.inputs]
+        names = [expected.name for expected in self._inputs]
         if named and not values:
             if sorted(named) != sorted(names):
                 raise UsageError(f"inputs {_listed(named)} were given; they are {_listed(names)}")
@@ -161,17 +160,56 @@ class CompiledModel:
             raise UsageError(f"give every input, in order or by name: {clean(str(names), 160)}")
         return values
 
-    def _check(self, tensors: Sequence[Any]) -> None:
-        extents: dict[str, int] = {}
-        for spec, tensor in zip(self.manifest.inputs, tensors, strict=True):
-            shape = tuple(int(extent) for extent in tensor.shape)
-            if str(tensor.dtype) != spec.dtype:
-                raise UsageError(f"{_told(spec)}, not {tensor.dtype}")
-            if tensor.device != self.device:
-                raise UsageError(f"{_told(spec)} on {self.device}, not on {tensor.device}")
-            if not _fits(spec.shape, shape, extents):
-                bound = ", ".join(f"{clean(key, 40)}={value}" for key, value in extents.items())
-                raise UsageError(f"{_told(spec)}, not {shape}{f' with {bound}' if bound else ''}")
+
+class _Input:
+    """What a call must give for one input: kept plain, because every call looks at it."""
+
+    def __init__(self, spec: TensorSpec, device: Any) -> None:
+        self.name, self.shape = spec.name, spec.shape
+        self.dtype, self.device = tvm_ffi.dtype(spec.dtype), device
+        self.is_on_cpu = device == tvm.cpu()
+
+    def tensor(self, value: Any) -> Any:
+        """The caller's memory, or a copy of an array where the model runs."""
+        view = self._view(value)
+        if self.is_on_cpu or not isinstance(value, np.ndarray):
+            return view
+        return tvm.runtime.empty(view.shape, view.dtype, self.device).copyfrom(view)
+
+    def checked(self, value: Any, extents: dict[str, int]) -> Any:
+        """Likewise; the extents that named dimensions stand for are noted."""
+        tensor = self.tensor(value)
+        if tensor.dtype != self.dtype:
+            raise UsageError(f"{self._told()}, not {tensor.dtype}")
+        if tensor.device != self.device:
+            raise UsageError(f"{self._told()} on {self.device}, not on {tensor.device}")
+        if not _fits(self.shape, tensor.shape, extents):
+            bound = ", ".join(f"{clean(key, 40)}={extent}" for key, extent in extents.items())
+            given = tuple(map(int, tensor.shape))
+            raise UsageError(f"{self._told()}, not {given}{f' with {bound}' if bound else ''}")
+        if not self.is_on_cpu and tensor.data_ptr() % _GPU_ALIGNMENT:
+            raise UsageError(
+                f"input {clean(self.name, 60)!r} must start at a multiple of {_GPU_ALIGNMENT} "
+                f"bytes on a GPU; give a copy of the slice"
+            )
+        return tensor
+
+    def _view(self, value: Any) -> Any:
+        # DLPack in numpy lacks bfloat16.
+        narrow = isinstance(value, np.ndarray) and value.dtype == ml_dtypes.bfloat16
+        source = value.view(np.uint16) if narrow else value
+        try:
+            view: Any = tvm_ffi.from_dlpack(source, require_alignment=0, require_contiguous=True)
+        except Exception as error:  # each library has errors of its own
+            raise UsageError(
+                f"input {clean(self.name, 60)!r}: give a writable, contiguous array or DLPack "
+                f"tensor ({_last_line(error)})"
+            ) from error
+        return view._create_view(view.shape, "bfloat16") if narrow else view
+
+    def _told(self) -> str:
+        shape = ", ".join(clean(extent, 40) for extent in self.shape)
+        return f"input {clean(self.name, 60)!r} must be {self.dtype} ({shape})"
 
 
 def _fits(shape: Sequence[int | str], given: Sequence[int], extents: dict[str, int]) -> bool:
@@ -184,20 +222,6 @@ def _fits(shape: Sequence[int | str], given: Sequence[int], extents: dict[str, i
     )
 
 
-def _view(spec: TensorSpec, value: Any) -> Any:
-    """A view of the caller's memory."""
-    narrow = isinstance(value, np.ndarray) and value.dtype == ml_dtypes.bfloat16
-    source = value.view(np.uint16) if narrow else value  # DLPack in numpy lacks bfloat16
-    try:
-        tensor: Any = tvm_ffi.from_dlpack(source, require_alignment=0, require_contiguous=True)
-    except Exception as error:  # each library has errors of its own
-        raise UsageError(
-            f"input {clean(spec.name, 60)!r}: give a writable, contiguous array or DLPack tensor "
-            f"({_last_line(error)})"
-        ) from error
-    return tensor._create_view(tensor.shape, "bfloat16") if narrow else tensor
-
-
 def _array(tensor: Any) -> Any:
     """A tensor as numpy: a view of its memory, or a copy if that is a GPU's."""
     if tensor.device != tvm.cpu():
@@ -205,11 +229,6 @@ def _array(tensor: Any) -> Any:
     if str(tensor.dtype) != "bfloat16":
         return np.from_dlpack(tensor)
     return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(ml_dtypes.bfloat16)
-
-
-def _told(spec: TensorSpec) -> str:
-    shape = ", ".join(clean(extent, 40) for extent in spec.shape)
-    return f"input {clean(spec.name, 60)!r} must be {spec.dtype} ({shape})"
 
 
 def _listed(names: Any) -> str:

@@ -1,34 +1,115 @@
 """Schedules found by search: TVM's meta-schedule measures variants of what is no tiled layer.
 
-What it finds is kept in one file, JSON, that suits any machine and is read again by later
-compilations: the functions that were searched, and the steps of their best schedules. Such a file
-is as trusted as code.
+The fastest of each function go into a file, JSON: the function's hash, the processor, the steps of
+its schedule. Such a file is as trusted as code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
+import math
 import re
+import socket
+import sys
 import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tvm
-from tvm import relax
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 
 from tbn_compile.errors import UsageError, clean
 from tbn_compile.files import staging_folder
 from tbn_compile.targets import Tuning
-from tbn_compile.targets.compiled.scheduling import is_scheduled
+from tbn_compile.targets.compiled.scheduling import SCHEDULED, is_scheduled
 
 _FORMAT = 1
-_PARTS = {"workloads": "database_workload.json", "records": "database_tuning_record.json"}
+_LARGEST_FILE = 64 << 20
 _TRACKER = re.compile(r"([\w.-]+):(\d{1,5})/([\w.-]+)")
+_CONNECT_SECONDS = 10
 _TRIALS_AT_ONCE = 16
+_TILED = "tiled_"
+"""In the names of portable kernels of tiled layers."""
+_INTRINSICS = "tvm.s_tir.tensor_intrin"
+
+tvm_ffi.register_error("UsageError", UsageError)  # it keeps its type on its way through TVM
+
+
+@dataclass(frozen=True)
+class Found:
+    """The fastest schedule of a function on a processor.
+
+    Attributes:
+        function: SHA-256 of its TIR, hexadecimal.
+        target: TVM's description of the processor, JSON.
+        name: the function's.
+        seconds: one call took, the mean.
+        steps: the schedule's, as TVM writes a trace.
+    """
+
+    function: str
+    target: str
+    name: str
+    seconds: float
+    steps: list[Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search measured.
+
+    Attributes:
+        target: TVM's description of the processor, JSON.
+        functions: how many were searched.
+        scheduled: how many of them have a schedule.
+        variants: how many were built to be measured.
+        failed: how many of them did not build or run.
+        first_failure: the last line of what the first of them said, or "".
+        ranked_by: what picked variants to measure, see `cost_model`.
+    """
+
+    target: str
+    functions: int
+    scheduled: int
+    variants: int
+    failed: int
+    first_failure: str
+    ranked_by: str
+
+
+@dataclass(frozen=True)
+class TuningFile:
+    """The content of a tuning file.
+
+    Attributes:
+        schedules: one for each function and processor.
+        searches: that they come from, oldest first.
+    """
+
+    schedules: tuple[Found, ...] = ()
+    searches: tuple[Search, ...] = ()
+
+    def schedules_for(self, target: str) -> dict[str, Found]:
+        """The schedules for a processor, by the function's hash."""
+        return {each.function: each for each in self.schedules if each.target == target}
+
+    def with_search(self, search: Search, found: Sequence[Found]) -> TuningFile:
+        """This and a search more; of two schedules for the same the faster one stays."""
+        fastest: dict[tuple[str, str], Found] = {}
+        for each in sorted((*self.schedules, *found), key=lambda each: each.seconds):
+            fastest.setdefault((each.function, each.target), each)
+        return TuningFile(tuple(fastest.values()), (*self.searches, search))
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -43,60 +124,326 @@ class ApplyTuning:
         self.tuning = tuning
 
     def transform_module(self, module: Any, _context: Any) -> Any:
-        """Schedule the functions of an IRModule that have no schedule and are in the file."""
+        """Schedule the functions of an IRModule that have no schedule and are in the file.
+
+        Raises:
+            UsageError: if there is nothing to search, no variant runs, or the file does not suit.
+        """
         if self.tuning is None:
             return module
-        target = tvm.target.Target.current(allow_none=False)
-        with tempfile.TemporaryDirectory() as folder:
-            _unpack(self.tuning.file, Path(folder))
-            database = meta_schedule.database.JSONDatabase(work_dir=folder)
-            if self.tuning.trials:
-                _search(module, target, self.tuning, database, folder)
-                _pack(Path(folder), self.tuning.file)
-            with database:
-                return relax.transform.MetaScheduleApplyDatabase()(module)
+        target = _search_target(tvm.target.Target.current(allow_none=False))
+        content = read_tuning(self.tuning.file)
+        if self.tuning.trials:
+            search, found = _search(module, target, self.tuning, len(content.searches))
+            content = content.with_search(search, found)
+            _write(content, self.tuning.file)
+        return _apply(module, content.schedules_for(_name(target)), self.tuning.file)
 
 
-def check_tuning(tuning: Tuning | None) -> None:
-    """Fail before the work where a search could not run.
+def check_tuning(tuning: Tuning | None, gpu: bool = False) -> None:
+    """Fail before the work where a search could not run or the file is none of ours.
+
+    Args:
+        tuning: see `Tuning`.
+        gpu: whether variants run on a GPU instead of a CPU.
 
     Raises:
-        UsageError: if trials, tracker or packages do not suit.
+        UsageError: if file, trials, tracker, packages or this machine do not suit.
     """
-    if tuning is None or not tuning.trials:
+    if tuning is None:
+        return
+    name = clean(tuning.file.name, 80)
+    if not tuning.trials and not tuning.file.exists():
+        raise UsageError(f"there is no tuning file {name}; --tune TRIALS makes one")
+    read_tuning(tuning.file)
+    if not tuning.trials:
         return
     if tuning.trials < 0:
         raise UsageError("--tune needs 1 trial or more")
-    if tuning.tracker is not None:
-        _tracker(tuning.tracker)
     for package in ("psutil", "cloudpickle", "tornado"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"tuning needs {package}; `pip install tbn-compile[tune]`")
+    if tuning.tracker is not None:
+        _check_tracker(tuning.tracker)
+    elif gpu:
+        _check_gpu()
 
 
-def _search(module: Any, target: Any, tuning: Tuning, database: Any, folder: str) -> None:
-    logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.ERROR)
+def cost_model() -> str:
+    """What picks the variants to measure: "xgb" if xgboost is installed, or "random"."""
+    return "xgb" if importlib.util.find_spec("xgboost") else "random"
+
+
+def tuning_lines(tuning: Tuning | None) -> tuple[str, ...]:
+    """What a terminal is told about the search that a compilation made.
+
+    Args:
+        tuning: see `Tuning`; the compilation is done.
+    """
+    if tuning is None or not tuning.trials:
+        return ()
+    last = read_tuning(tuning.file).searches[-1]
+    line = (
+        f"Tuned {last.scheduled} of {last.functions} functions by {last.variants} variants, "
+        f"ranked by the cost model {last.ranked_by!r}; kept in {clean(tuning.file.name, 80)}"
+    )
+    if not last.failed:
+        return (line,)
+    return (line, f"{last.failed} variants failed, the first with: {last.first_failure}")
+
+
+def read_tuning(file: Path) -> TuningFile:
+    """Read a tuning file; one that does not exist is empty.
+
+    Raises:
+        UsageError: if it is not one of ours, or of another TVM.
+    """
+    if not file.exists():
+        return TuningFile()
+    name = clean(file.name, 80)
+    try:
+        if not file.is_file() or file.stat().st_size > _LARGEST_FILE:
+            raise ValueError  # noqa: TRY301
+        content = json.loads(file.read_text(encoding="utf-8"))
+        made_by = (content["format"], content["tvm"])
+        schedules = tuple(_checked(Found, each) for each in content["schedules"])
+        searches = tuple(_checked(Search, each) for each in content["searches"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UsageError(f"{name} is no tuning file; name another, or one to be made") from error
+    if made_by != (_FORMAT, _tvm()):
+        made = clean(made_by[1], 40)
+        raise UsageError(f"{name} was made with TVM {made}, this is {_tvm()}; tune to a new file")
+    return TuningFile(schedules, searches)
+
+
+def _checked(kind: Any, entry: Any) -> Any:
+    """Raises TypeError, ValueError: if JSON does not hold the fields of a dataclass."""
+    found = kind(**entry)
+    types = {"str": str, "int": int, "float": float, "list[Any]": list}
+    if not all(isinstance(getattr(found, each.name), types[each.type]) for each in fields(kind)):
+        raise TypeError
+    if kind is Found and not (math.isfinite(found.seconds) and found.seconds > 0):
+        raise ValueError
+    return found
+
+
+def _write(content: TuningFile, output: Path) -> None:
+    text = json.dumps({"format": _FORMAT, "tvm": _tvm(), **asdict(content)}, separators=(",", ":"))
+    with staging_folder(output) as staging:
+        (staging / output.name).write_text(text + "\n", encoding="utf-8")
+
+
+def _tvm() -> str:
+    return version("apache-tvm")
+
+
+def _apply(module: Any, schedules: dict[str, Found], file: Path) -> Any:
+    functions = _open_functions(module)
+    found = {name: schedules.get(_hash(function)) for name, function in functions.items()}
+    if functions and not any(found.values()):
+        raise UsageError(
+            f"{clean(file.name, 80)} has no schedule for this model and processor; "
+            f"search with --tune, or leave --tuning-file out"
+        )
+    scheduled = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for name, each in found.items():
+        if each is not None:
+            scheduled[name] = _scheduled(functions[name], each, file)
+    return scheduled
+
+
+def _scheduled(function: Any, found: Found, file: Path) -> Any:
+    schedule = s_tir.Schedule(_alone(function))
+    try:
+        s_tir.schedule.Trace.apply_json_to_schedule(found.steps, schedule)
+    except Exception as error:  # TVM's errors have no common base
+        raise UsageError(
+            f"{clean(file.name, 80)}: the schedule of {clean(found.name, 60)} does not suit it; "
+            f"tune to a new file"
+        ) from error
+    result = schedule.mod["main"]
+    return tirx.PrimFunc(result.params, result.body, function.ret_type, function.attrs).with_attr(
+        SCHEDULED, True
+    )
+
+
+def _open_functions(module: Any) -> dict[Any, Any]:
+    """Those that a schedule can be searched for: no tiled layers, of fixed extents."""
+    return {
+        name: function
+        for name, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc) and _is_open(name.name_hint, function)
+    }
+
+
+def _is_open(name: str, function: Any) -> bool:
+    return not is_scheduled(function) and _TILED not in name and _has_fixed_extents(function)
+
+
+def _has_fixed_extents(function: Any) -> bool:
+    extents = [extent for p in function.params for extent in getattr(p.ty, "shape", [None])]
+    return all(isinstance(extent, tirx.IntImm) for extent in extents)
+
+
+def _hash(function: Any) -> str:
+    return hashlib.sha256(_alone(function).script().encode()).hexdigest()
+
+
+def _alone(function: Any) -> Any:
+    """A module of one function, named as TVM names it in a search."""
+    attributes = {"global_symbol": "main", "tirx.noalias": True}
+    return tvm.IRModule({"main": function.with_attr(attributes)})
+
+
+def _search_target(target: Any) -> Any:
+    """The processor as schedules depend on it: one core, whatever launches a GPU's kernels."""
+    description = {key: value for key, value in target.export().items() if key != "host"}
     if target.kind.name == "llvm":
-        target = tvm.target.Target({**target.export(), "num-cores": 1})
+        description["num-cores"] = 1
+    return tvm.target.Target(description, host=target.host)
+
+
+def _name(target: Any) -> str:
+    description = {key: value for key, value in target.export().items() if key != "host"}
+    return json.dumps(description, sort_keys=True, default=list)
+
+
+def _search(module: Any, target: Any, tuning: Tuning, seed: int) -> tuple[Search, list[Found]]:
     tasks = [
         task
         for task in meta_schedule.relax_integration.extract_tasks(module, target, {})
-        if not any(map(is_scheduled, _functions(task)))
+        if _is_open(task.task_name, _only_function(task.dispatched[0]))
     ]
     if not tasks:
-        return
-    contexts, weights = meta_schedule.relax_integration.extracted_tasks_to_tune_contexts(
-        tasks, folder, strategy=_strategy(tuning.trials), seed=0
+        raise UsageError(
+            "nothing to tune: all that is no tiled layer has symbolic extents, or there is "
+            "nothing; give extents with --input-dim, or leave --tune out"
+        )
+    database, failures = meta_schedule.database.MemoryDatabase(), _Failures()
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        with _without_intrinsics():
+            contexts, weights = meta_schedule.relax_integration.extracted_tasks_to_tune_contexts(
+                tasks, folder, space=_space(target), strategy=_strategy(tuning.trials), seed=seed
+            )
+        meta_schedule.tune_tasks(
+            tasks=contexts,
+            task_weights=weights,
+            work_dir=folder,
+            max_trials_global=tuning.trials,
+            num_trials_per_iter=min(max(tuning.trials // len(tasks), 1), _TRIALS_AT_ONCE),
+            builder=meta_schedule.builder.LocalBuilder(f_build=build_variant),
+            runner=_runner(tuning.tracker),
+            database=database,
+            cost_model=cost_model(),
+            measure_callbacks=[*meta_schedule.MeasureCallback.create("default"), failures],
+        )
+    found = _fastest(tasks, target, database)
+    if not found:
+        raise UsageError(f"no variant could be measured: {failures.first()}; mend that first")
+    search = Search(
+        target=_name(target),
+        functions=len(tasks),
+        scheduled=len(found),
+        variants=len(database),
+        failed=len(failures.messages),
+        first_failure=failures.first(),
+        ranked_by=cost_model(),
     )
-    meta_schedule.tune_tasks(
-        tasks=contexts,
-        task_weights=weights,
-        work_dir=folder,
-        max_trials_global=tuning.trials,
-        num_trials_per_iter=min(tuning.trials, _TRIALS_AT_ONCE),
-        runner=_runner(tuning.tracker),
-        database=database,
-        cost_model=cost_model(),
+    return search, found
+
+
+def _fastest(tasks: Sequence[Any], target: Any, database: Any) -> list[Found]:
+    found = []
+    for task in tasks:
+        module = task.dispatched[0]
+        for record in database.get_top_k(database.commit_workload(module), 1):
+            seconds = [float(each.value) for each in record.run_secs]
+            steps = json.loads(json.dumps(record.trace.as_json(), default=_number))
+            mean = sum(seconds) / len(seconds)
+            function = _hash(_only_function(module))
+            found.append(Found(function, _name(target), task.task_name, mean, steps))
+    return found
+
+
+def _number(constant: Any) -> int | float:
+    value: int | float = constant.value
+    return value
+
+
+def _only_function(module: Any) -> Any:
+    ((_, function),) = module.functions_items()
+    return function
+
+
+def build_variant(module: Any, target: Any, _parameters: Any) -> Any:
+    """Build a variant in a worker; TVM's own way first parses the tensor intrinsics of all GPUs.
+
+    Args:
+        module: of one scheduled TIR function.
+        target: TVM's description of the processor.
+    """
+    module = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
+    return tvm.driver.build(module, target=target)
+
+
+@contextmanager
+def _without_intrinsics() -> Generator[None]:
+    """Keep TVM from importing its tensor intrinsics: that takes half a minute, and none is used."""
+    if _INTRINSICS in sys.modules:
+        yield
+        return
+    sys.modules[_INTRINSICS] = ModuleType(_INTRINSICS)
+    try:
+        yield
+    finally:
+        del sys.modules[_INTRINSICS]
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    logger = logging.getLogger("tvm.s_tir.meta_schedule")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@derived_object
+class _Failures(meta_schedule.measure_callback.PyMeasureCallback):  # type: ignore[misc]
+    """Collects what variants said that did not build or run."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def apply(
+        self, _scheduler: Any, _task: int, _candidates: Any, _built: Any, results: Any
+    ) -> None:
+        self.messages += [str(each.error_msg) for each in results if each.error_msg is not None]
+
+    def first(self) -> str:
+        lines = [line.strip() for line in "\n".join(self.messages[:1]).splitlines()]
+        return clean(next(filter(None, reversed(lines)), ""), 200)
+
+
+def _space(target: Any) -> Any:
+    """Which variants there are: TVM's usual ones without tensor intrinsics and without threads."""
+    kind = target.kind.name
+    vectors = meta_schedule.schedule_rule.ParallelizeVectorizeUnroll(
+        max_jobs_per_core=-1,
+        max_vectorize_extent=64,
+        unroll_max_steps=[0, 16, 64, 512],
+        unroll_explicit=True,
+    )
+    rules = meta_schedule.ScheduleRule.create(kind)
+    if kind == "llvm":
+        threads = meta_schedule.schedule_rule.ParallelizeVectorizeUnroll
+        rules = [vectors if isinstance(rule, threads) else rule for rule in rules]
+    return meta_schedule.space_generator.PostOrderApply(
+        sch_rules=rules,
+        postprocs=meta_schedule.Postproc.create(kind),
+        mutator_probs=meta_schedule.Mutator.create(kind),
     )
 
 
@@ -109,58 +456,41 @@ def _strategy(trials: int) -> Any:
     )
 
 
-def cost_model() -> str:
-    """What ranks variants before they are measured: "xgb" if xgboost is installed, or "random"."""
-    return "xgb" if importlib.util.find_spec("xgboost") else "random"
-
-
 def _runner(tracker: str | None) -> Any:
     if tracker is None:
         return meta_schedule.runner.LocalRunner()
-    host, port, key = _tracker(tracker)
-    configuration = meta_schedule.runner.RPCConfig(host, port, key)
-    return meta_schedule.runner.RPCRunner(configuration)
+    return meta_schedule.runner.RPCRunner(_rpc_configuration(tracker))
 
 
-def _tracker(text: str) -> tuple[str, int, str]:
-    found = _TRACKER.fullmatch(text)
+def _rpc_configuration(tracker: str) -> Any:
+    found = _TRACKER.fullmatch(tracker)
     if found is None:
-        raise UsageError(f"the RPC tracker is HOST:PORT/KEY, not {clean(text, 60)!r}")
-    return found[1], int(found[2]), found[3]
+        raise UsageError(f"the RPC tracker is HOST:PORT/KEY, not {clean(tracker, 60)!r}")
+    return meta_schedule.runner.RPCConfig(found[1], int(found[2]), found[3])
 
 
-def _functions(task: Any) -> list[Any]:
-    return [function for module in task.dispatched for _, function in module.functions_items()]
-
-
-def _unpack(source: Path, folder: Path) -> None:
-    """Raises UsageError: if the file is not one of ours, or of another TVM."""
-    content: dict[str, Any] = {part: [] for part in _PARTS}
-    if source.exists():
-        content = _read(source)
-    for part, name in _PARTS.items():
-        lines = (json.dumps(entry) + "\n" for entry in content[part])
-        (folder / name).write_text("".join(lines), encoding="utf-8")
-
-
-def _read(source: Path) -> dict[str, Any]:
-    name = clean(source.name, 80)
+def _check_tracker(tracker: str) -> None:
+    configuration = _rpc_configuration(tracker)
+    host, port, key = configuration[:3]
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name} is no tuning file; give another, or one to be made") from error
-    expected = {"format": _FORMAT, "tvm": version("apache-tvm")}
-    found = {key: content.get(key) for key in expected} if isinstance(content, dict) else None
-    if found != expected or not all(isinstance(content.get(part), list) for part in _PARTS):
-        raise UsageError(f"{name} is no tuning file of TVM {expected['tvm']}; tune again")
-    return content
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no RPC tracker answers at {host}:{port}; "
+            f"start one with `python -m tvm.exec.rpc_tracker --port {port}`"
+        ) from error
+    if not configuration.count_num_servers():
+        raise UsageError(
+            f"the RPC tracker at {host}:{port} knows no device {key}; start one there with "
+            f"`python -m tvm.exec.rpc_server --tracker {host}:{port} --key {key}`"
+        )
 
 
-def _pack(folder: Path, output: Path) -> None:
-    content: dict[str, Any] = {"format": _FORMAT, "tvm": version("apache-tvm")}
-    for part, name in _PARTS.items():
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-        content[part] = [json.loads(line) for line in lines]
-    with staging_folder(output) as staging:
-        text = json.dumps(content, separators=(",", ":"))
-        (staging / output.name).write_text(text, encoding="utf-8")
+def _check_gpu() -> None:
+    from tbn_compile.targets.compiled.cuda_device import find_gpu  # noqa: PLC0415
+
+    if find_gpu() is None:
+        raise UsageError(
+            "--tune for target cuda measures on a GPU and there is none here; tune on a machine "
+            "that has one, or name one with --rpc-tracker HOST:PORT/KEY"
+        )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import tvm
 
+from tbn_compile.passes.relax.lower_tiled_calls import count_portable_calls
 from tbn_compile.targets import Tuning
-from tbn_compile.targets.compiled.artifact import pack_artifact
+from tbn_compile.targets.compiled.artifact import Compilation, pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
 from tbn_compile.targets.compiled.manifest import Manifest, encodable, tool_versions
@@ -26,8 +27,8 @@ _GRAPHS = {"relax.backend.use_cuda_graph": True}
 
 def compile_artifact(
     graph: ir.Model, model: str, architectures: Sequence[str], tuning: Tuning | None = None
-) -> bytes:
-    """Compile to the content of an artifact.
+) -> Compilation:
+    """Compile to an artifact.
 
     Args:
         graph: a lowered graph, or one without tiled layers.
@@ -47,7 +48,7 @@ def compile_artifact(
         module = lower(module, target, architectures, tuning)
     with machine_code(architectures) as label, tvm.transform.PassContext(config=_GRAPHS):
         library = label(build_library(module, target))
-    return pack_artifact(
+    content = pack_artifact(
         library,
         Manifest(
             model=encodable(model),
@@ -60,3 +61,4 @@ def compile_artifact(
             tools=tool_versions(cuda=compiler_name()),
         ),
     )
+    return Compilation(content, count_portable_calls(module))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 from tbn_compile.files import staging_folder
 from tbn_compile.targets import Package, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 
 class CudaTarget:
@@ -40,16 +38,21 @@ class CudaTarget:
         compiler_name()  # fail before the work, not after it
         check_tuning(request.tuning)
         request.report("compile", 0, 2)
-        content = compile_artifact(
+        compiled = compile_artifact(
             request.graph, request.source.name, architectures, request.tuning
         )
         request.report("check", 1, 2)
         with staging_folder(request.output) as staging:
             written = staging / request.output.name
-            written.write_bytes(content)
+            written.write_bytes(compiled.content)
             checked = _verify(written, request, architectures)
-        details = {"cuda_architectures": list(architectures), "checked_on": checked}
-        lines = [f"Machine code for compute capability {', '.join(architectures)}, and PTX"]
+        details = {
+            "cuda_architectures": list(architectures),
+            "checked_on": checked,
+            "portable_layers": compiled.portable_layers,
+        }
+        listed = ", ".join(architectures)
+        lines = [f"Machine code for compute capability {listed}, and PTX", *compiled.lines]
         if checked == "cpu":
             lines.append(
                 "Not run: no GPU here for this code. The graph was checked on the CPU; validate "
@@ -88,8 +91,9 @@ def _verify(artifact: Path, request: Request, architectures: tuple[str, ...]) ->
     if gpu is not None and runs_on(gpu, architectures):
         verify_artifact(artifact, request.source, request.input_dims)
         return "cuda"
-    twin = artifact.with_name("cpu.so")
-    twin.write_bytes(compile_artifact(request.graph, request.source.name, find_processor()))
-    verify_artifact(twin, request.source, request.input_dims)
-    twin.unlink()
+    compiled = compile_artifact(request.graph, request.source.name, find_processor())
+    with tempfile.TemporaryDirectory() as folder:
+        twin = Path(folder) / artifact.name
+        twin.write_bytes(compiled.content)
+        verify_artifact(twin, request.source, request.input_dims)
     return "cpu"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from tvm.target import codegen
 
+from tbn_compile.passes.relax.lower_tiled_calls import count_portable_calls
 from tbn_compile.targets import Tuning
-from tbn_compile.targets.compiled.artifact import pack_artifact
+from tbn_compile.targets.compiled.artifact import Compilation, pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
 from tbn_compile.targets.compiled.manifest import Manifest, Processor, encodable, tool_versions
@@ -16,8 +17,8 @@ from tbn_compile.targets.llvm.processors import can_permute, tvm_target, vector_
 
 def compile_artifact(
     graph: ir.Model, model: str, processor: Processor, tuning: Tuning | None = None
-) -> bytes:
-    """Compile to the content of an artifact.
+) -> Compilation:
+    """Compile to an artifact.
 
     Args:
         graph: a lowered graph, or one without tiled layers.
@@ -34,7 +35,7 @@ def compile_artifact(
     target = tvm_target(processor)
     with naming_tvm("lower"):
         module = lower(module, target, vector_lanes(processor), can_permute(processor), tuning)
-    return pack_artifact(
+    content = pack_artifact(
         build_library(module, target),
         Manifest(
             model=encodable(model),
@@ -46,3 +47,4 @@ def compile_artifact(
             tools=tool_versions(llvm=str(codegen.llvm_version_major())),
         ),
     )
+    return Compilation(content, count_portable_calls(module))

@@ -39,19 +39,21 @@ class LlvmTarget:
         missing = missing_features(processor)
         check_tuning(request.tuning)
         request.report("compile", 0, 2)
-        content = compile_artifact(request.graph, request.source.name, processor, request.tuning)
+        compiled = compile_artifact(request.graph, request.source.name, processor, request.tuning)
         request.report("check", 1, 2)
         with staging_folder(request.output) as staging:
             written = staging / request.output.name
-            written.write_bytes(content)
+            written.write_bytes(compiled.content)
             if not missing:
                 verify_artifact(written, request.source, request.input_dims)
         details = {
             "processor": processor.name,
             "features": list(processor.features),
             "verified": not missing,
+            "portable_layers": compiled.portable_layers,
         }
-        lines = [f"Code for {processor.name}: {', '.join(processor.features) or 'no extensions'}"]
+        features = ", ".join(processor.features) or "no extensions"
+        lines = [f"Code for {processor.name}: {features}", *compiled.lines]
         if missing:
             lines.append(
                 f"Not run here, because this machine lacks {', '.join(missing)}: "

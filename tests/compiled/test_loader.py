@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+import tvm
+import tvm_ffi
 
 from tbn_compile import ModelError, UsageError, load
 from tbn_compile.targets.compiled import loader
@@ -127,3 +130,16 @@ def test_the_runtime_alone_is_enough(example):
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout == "(2, 10)\n", done.stderr
+
+
+def test_a_gpu_input_must_be_aligned(example, monkeypatch):
+    spec = read_artifact(example.artifact)[0].inputs[0]
+    expected = loader._Input(spec, tvm.cuda())
+    tensor = SimpleNamespace(
+        dtype=tvm_ffi.dtype("float32"), device=tvm.cuda(), shape=(1, 784), data_ptr=lambda: 1028
+    )
+    monkeypatch.setattr(expected, "_view", lambda _: tensor)
+    with pytest.raises(UsageError, match="must start at a multiple of 16 bytes on a GPU"):
+        expected.checked(tensor, {})
+    tensor.data_ptr = lambda: 1040
+    assert expected.checked(tensor, {}) is tensor

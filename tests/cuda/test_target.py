@@ -190,3 +190,9 @@ def test_a_graph_is_replayed_with_fresh_inputs(tmp_path):
     for x, result in zip(inputs, first, strict=True):
         np.testing.assert_array_equal(compiled(x), result)
     assert not np.array_equal(first[0], first[1])
+
+
+def test_layers_without_a_kernel_are_told(tmp_path, without_gpu):
+    _, _, report = compile_architecture("series", tmp_path, cuda_arch=("80",))
+    assert report.details["portable_layers"] == 1
+    assert any(line.startswith("1 tiled layers take the portable") for line in report.details_lines)
