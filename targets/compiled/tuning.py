@@ -1,8 +1,4 @@
-"""Schedules found by search: TVM's meta-schedule measures variants of what is no tiled layer.
-
-The fastest of each function go into a file, JSON: the function's hash, the processor, the steps of
-its schedule. Such a file is as trusted as code.
-"""
+"""Schedules found by search: TVM's meta-schedule measures variants of what is no tiled layer."""
 
 from __future__ import annotations
 
@@ -10,15 +6,12 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import re
 import socket
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,12 +23,10 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 
 from tbn_compile.errors import UsageError, clean
-from tbn_compile.files import staging_folder
 from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.scheduling import SCHEDULED, is_scheduled
+from tbn_compile.targets.compiled.tuning_file import Found, Search, read_tuning, write_tuning
 
-_FORMAT = 1
-_LARGEST_FILE = 64 << 20
 _TRACKER = re.compile(r"([\w.-]+):(\d{1,5})/([\w.-]+)")
 _CONNECT_SECONDS = 10
 _TRIALS_AT_ONCE = 16
@@ -44,72 +35,6 @@ _TILED = "tiled_"
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
 tvm_ffi.register_error("UsageError", UsageError)  # it keeps its type on its way through TVM
-
-
-@dataclass(frozen=True)
-class Found:
-    """The fastest schedule of a function on a processor.
-
-    Attributes:
-        function: SHA-256 of its TIR, hexadecimal.
-        target: TVM's description of the processor, JSON.
-        name: the function's.
-        seconds: one call took, the mean.
-        steps: the schedule's, as TVM writes a trace.
-    """
-
-    function: str
-    target: str
-    name: str
-    seconds: float
-    steps: list[Any]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search measured.
-
-    Attributes:
-        target: TVM's description of the processor, JSON.
-        functions: how many were searched.
-        scheduled: how many of them have a schedule.
-        variants: how many were built to be measured.
-        failed: how many of them did not build or run.
-        first_failure: the last line of what the first of them said, or "".
-        ranked_by: what picked variants to measure, see `cost_model`.
-    """
-
-    target: str
-    functions: int
-    scheduled: int
-    variants: int
-    failed: int
-    first_failure: str
-    ranked_by: str
-
-
-@dataclass(frozen=True)
-class TuningFile:
-    """The content of a tuning file.
-
-    Attributes:
-        schedules: one for each function and processor.
-        searches: that they come from, oldest first.
-    """
-
-    schedules: tuple[Found, ...] = ()
-    searches: tuple[Search, ...] = ()
-
-    def schedules_for(self, target: str) -> dict[str, Found]:
-        """The schedules for a processor, by the function's hash."""
-        return {each.function: each for each in self.schedules if each.target == target}
-
-    def with_search(self, search: Search, found: Sequence[Found]) -> TuningFile:
-        """This and a search more; of two schedules for the same the faster one stays."""
-        fastest: dict[tuple[str, str], Found] = {}
-        for each in sorted((*self.schedules, *found), key=lambda each: each.seconds):
-            fastest.setdefault((each.function, each.target), each)
-        return TuningFile(tuple(fastest.values()), (*self.searches, search))
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -136,7 +61,7 @@ class ApplyTuning:
         if self.tuning.trials:
             search, found = _search(module, target, self.tuning, len(content.searches))
             content = content.with_search(search, found)
-            _write(content, self.tuning.file)
+            write_tuning(content, self.tuning.file)
         return _apply(module, content.schedules_for(_name(target)), self.tuning.file)
 
 
@@ -190,51 +115,6 @@ def tuning_lines(tuning: Tuning | None) -> tuple[str, ...]:
     if not last.failed:
         return (line,)
     return (line, f"{last.failed} variants failed, the first with: {last.first_failure}")
-
-
-def read_tuning(file: Path) -> TuningFile:
-    """Read a tuning file; one that does not exist is empty.
-
-    Raises:
-        UsageError: if it is not one of ours, or of another TVM.
-    """
-    if not file.exists():
-        return TuningFile()
-    name = clean(file.name, 80)
-    try:
-        if not file.is_file() or file.stat().st_size > _LARGEST_FILE:
-            raise ValueError  # noqa: TRY301
-        content = json.loads(file.read_text(encoding="utf-8"))
-        made_by = (content["format"], content["tvm"])
-        schedules = tuple(_checked(Found, each) for each in content["schedules"])
-        searches = tuple(_checked(Search, each) for each in content["searches"])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise UsageError(f"{name} is no tuning file; name another, or one to be made") from error
-    if made_by != (_FORMAT, _tvm()):
-        made = clean(made_by[1], 40)
-        raise UsageError(f"{name} was made with TVM {made}, this is {_tvm()}; tune to a new file")
-    return TuningFile(schedules, searches)
-
-
-def _checked(kind: Any, entry: Any) -> Any:
-    """Raises TypeError, ValueError: if JSON does not hold the fields of a dataclass."""
-    found = kind(**entry)
-    types = {"str": str, "int": int, "float": float, "list[Any]": list}
-    if not all(isinstance(getattr(found, each.name), types[each.type]) for each in fields(kind)):
-        raise TypeError
-    if kind is Found and not (math.isfinite(found.seconds) and found.seconds > 0):
-        raise ValueError
-    return found
-
-
-def _write(content: TuningFile, output: Path) -> None:
-    text = json.dumps({"format": _FORMAT, "tvm": _tvm(), **asdict(content)}, separators=(",", ":"))
-    with staging_folder(output) as staging:
-        (staging / output.name).write_text(text + "\n", encoding="utf-8")
-
-
-def _tvm() -> str:
-    return version("apache-tvm")
 
 
 def _apply(module: Any, schedules: dict[str, Found], file: Path) -> Any:

@@ -1,12 +1,11 @@
-"""CUDA source of the attention kernel; it needs nothing but the folder of kernels."""
+"""CUDA source of the attention kernel; one text for one layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-_FOLDER = Path(__file__).with_name("kernels")
-_CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
+from tbn_compile.targets.cuda.kernel_files import CUDA_TYPES, read_kernel
+
 ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """The element types that the kernel takes."""
 
@@ -82,7 +81,7 @@ def attention_source(name: str, kind: AttentionKind, shape: AttentionShape) -> s
     Returns:
         CUDA C++; sources of several functions may follow each other.
     """
-    element = _CUDA_TYPES[kind.dtype]
+    element = CUDA_TYPES[kind.dtype]
     arguments = (
         *(element, kind.head_size, str(kind.aligned).lower(), str(kind.masked).lower()),
         *(shape.row_warps, shape.row_tiles, shape.shares, shape.keys),
@@ -94,7 +93,7 @@ def attention_source(name: str, kind: AttentionKind, shape: AttentionShape) -> s
         column = ", long long mask_column_stride"
         pointer = f"static_cast<const {element}*>(mask) + mask_offset"
         strides = "mask_stride, mask_column_stride"
-    return f"""{_read("common.cuh")}{_read("attention.cuh")}
+    return f"""{read_kernel("common.cuh")}{read_kernel("attention.cuh")}
 __device__ __forceinline__ void {name}(
     const void* query, const void* key, const void* value,{mask} void* output, void* shared,
     int tile, int queries, int keys, float scale, long long query_offset, long long query_stride,
@@ -110,7 +109,3 @@ __device__ __forceinline__ void {name}(
   attention.run(static_cast<unsigned char*>(shared), tile);
 }}
 """
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")

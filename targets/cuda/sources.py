@@ -1,14 +1,13 @@
-"""CUDA source of the kernels for tiled layers; it needs nothing but this folder."""
+"""CUDA source of the kernels for tiled layers; one text for one layer."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
-_FOLDER = Path(__file__).with_name("kernels")
-_CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
+from tbn_compile.targets.cuda.kernel_files import CUDA_TYPES, read_kernel
+
 _PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
 ELEMENT_TYPES = ("float16", "bfloat16")
 """The activations that the kernels take."""
@@ -174,7 +173,7 @@ class MatrixLayout:
     @property
     def kind(self) -> str:
         """Its C++ type."""
-        return _template("Matrix", _CUDA_TYPES[self.dtype], self.aligned_inputs, self.aligned_rows)
+        return _template("Matrix", CUDA_TYPES[self.dtype], self.aligned_inputs, self.aligned_rows)
 
     @staticmethod
     def sums(rows: int, columns: int) -> int:
@@ -200,7 +199,7 @@ class ImagesLayout:
     @property
     def kind(self) -> str:
         """Its C++ type."""
-        return _template("Images", _CUDA_TYPES[self.dtype], self.whole_taps, self.aligned_positions)
+        return _template("Images", CUDA_TYPES[self.dtype], self.whole_taps, self.aligned_positions)
 
     @staticmethod
     def sums(rows: int, columns: int) -> int:
@@ -230,10 +229,13 @@ def gemm_source(name: str, shape: GemmShape, dtype: str, steps: Sequence[str]) -
         CUDA C++; sources of several functions may follow each other.
     """
     kind = (
-        f"tbn::Gemm<{_CUDA_TYPES[dtype]}, {name}_activation, {shape.groups}, {shape.spans}, "
+        f"tbn::Gemm<{CUDA_TYPES[dtype]}, {name}_activation, {shape.groups}, {shape.spans}, "
         f"{shape.columns}, {shape.stages}, {shape.store_rows}>"
     )
-    return f"""{_common()}{_wgmma(shape.columns, dtype)}{_read("gemm_hopper.cuh")}
+    files = (
+        read_kernel("common.cuh") + _wgmma(shape.columns, dtype) + read_kernel("gemm_hopper.cuh")
+    )
+    return f"""{files}
 {_activation(name, steps)}
 __device__ __forceinline__ void {name}(
     unsigned long long x_map, unsigned long long y_map, const unsigned* words, const float* scale,
@@ -263,9 +265,9 @@ def gemv_source(name: str, shape: GemvShape, dtype: str, steps: Sequence[str]) -
     Returns:
         CUDA C++; sources of several functions may follow each other.
     """
-    element = _CUDA_TYPES[dtype]
+    element = CUDA_TYPES[dtype]
     kind = _template("Gemv", element, f"{name}_activation", *astuple(shape))
-    return f"""{_common()}{_read("gemv.cuh")}
+    return f"""{read_kernel("common.cuh")}{read_kernel("gemv.cuh")}
 {_activation(name, steps)}
 __device__ __forceinline__ void {name}(
     const void* x, void* y, const unsigned* words, const float* scale, const float* bias,
@@ -290,9 +292,9 @@ def gemv_finish_source(name: str, splits: int, dtype: str, steps: Sequence[str])
     Returns:
         CUDA C++; sources of several functions may follow each other.
     """
-    element = _CUDA_TYPES[dtype]
+    element = CUDA_TYPES[dtype]
     kind = _template("GemvFinish", element, f"{name}_activation", splits)
-    return f"""{_common()}{_read("gemv.cuh")}
+    return f"""{read_kernel("common.cuh")}{read_kernel("gemv.cuh")}
 {_activation(name, steps)}
 __device__ __forceinline__ void {name}(
     const float* sums, void* y, const float* scale, const float* bias, int batch, int rows,
@@ -321,12 +323,12 @@ def mma_source(
     Returns:
         CUDA C++; sources of several functions may follow each other.
     """
-    element = _CUDA_TYPES[layout.dtype]
+    element = CUDA_TYPES[layout.dtype]
     geometry = GEOMETRY if isinstance(layout, ImagesLayout) else ()
     parameters = "".join(f", int {name}" for name in geometry)
     values = "".join(f", {name}" for name in geometry)
     kind = _template("MmaGemm", layout.kind, f"{name}_activation", *astuple(shape))
-    return f"""{_common()}{_read("gemm.cuh")}
+    return f"""{read_kernel("common.cuh")}{read_kernel("gemm.cuh")}
 {_activation(name, steps)}
 __device__ __forceinline__ void {name}(
     const void* x, void* y, const unsigned* words, const float* scale, const float* bias,
@@ -374,7 +376,7 @@ def _wgmma(columns: int, dtype: str) -> str:
 #define TBN_WGMMA_{kind}_{columns}
 namespace tbn {{
 template <>
-struct Wgmma<{_CUDA_TYPES[dtype]}, {columns}> {{
+struct Wgmma<{CUDA_TYPES[dtype]}, {columns}> {{
   static __device__ __forceinline__ void multiply(float (&d)[{count}], const unsigned (&a)[4],
                                                   unsigned long long b, int add) {{
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -389,14 +391,6 @@ struct Wgmma<{_CUDA_TYPES[dtype]}, {columns}> {{
 }}  // namespace tbn
 #endif
 """
-
-
-def _common() -> str:
-    return _read("common.cuh")
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _bits(value: float) -> int:
