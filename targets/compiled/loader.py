@@ -99,7 +99,8 @@ class CompiledModel:
     def __init__(self, manifest: Manifest, machine: VirtualMachine, device: Any) -> None:
         self.manifest = manifest
         self.device = device
-        self._inputs = [_Input(spec, device) for spec in manifest.inputs]
+        self._is_apart = manifest.device != "cpu"
+        self._inputs = [_Input(spec, device, self._is_apart) for spec in manifest.inputs]
         self._main = machine["main"]
         self._lock = Lock()  # the machine's registers serve one call at a time
 
@@ -145,8 +146,9 @@ class CompiledModel:
             raise ModelError(f"the run failed: {_last_line(error)}") from error
         outputs = (results,) if isinstance(results, tvm_ffi.Tensor) else tuple(results)
         if all(isinstance(value, np.ndarray) for value in inputs):
-            if self.manifest.device != "cpu":
+            if self._is_apart:
                 self.device.sync()
+                outputs = tuple(output.copyto(tvm.cpu()) for output in outputs)
             outputs = tuple(_array(output) for output in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -162,17 +164,23 @@ class CompiledModel:
 
 
 class _Input:
-    """What a call must give for one input: kept plain, because every call looks at it."""
+    """What a call must give for one input: kept plain, because every call looks at it.
 
-    def __init__(self, spec: TensorSpec, device: Any) -> None:
+    Args:
+        spec: from the manifest.
+        device: where the model runs.
+        is_apart: whether that has memory of its own.
+    """
+
+    def __init__(self, spec: TensorSpec, device: Any, is_apart: bool) -> None:
         self.name, self.shape = spec.name, spec.shape
         self.dtype, self.device = tvm_ffi.dtype(spec.dtype), device
-        self.is_on_cpu = device == tvm.cpu()
+        self.is_apart = is_apart
 
     def tensor(self, value: Any) -> Any:
         """The caller's memory, or a copy of an array where the model runs."""
         view = self._view(value)
-        if self.is_on_cpu or not isinstance(value, np.ndarray):
+        if not self.is_apart or not isinstance(value, np.ndarray):
             return view
         return tvm.runtime.empty(view.shape, view.dtype, self.device).copyfrom(view)
 
@@ -187,7 +195,7 @@ class _Input:
             bound = ", ".join(f"{clean(key, 40)}={extent}" for key, extent in extents.items())
             given = tuple(map(int, tensor.shape))
             raise UsageError(f"{self._told()}, not {given}{f' with {bound}' if bound else ''}")
-        if not self.is_on_cpu and tensor.data_ptr() % _GPU_ALIGNMENT:
+        if self.is_apart and tensor.data_ptr() % _GPU_ALIGNMENT:
             raise UsageError(
                 f"input {clean(self.name, 60)!r} must start at a multiple of {_GPU_ALIGNMENT} "
                 f"bytes on a GPU; give a copy of the slice"
@@ -223,9 +231,7 @@ def _fits(shape: Sequence[int | str], given: Sequence[int], extents: dict[str, i
 
 
 def _array(tensor: Any) -> Any:
-    """A tensor as numpy: a view of its memory, or a copy if that is a GPU's."""
-    if tensor.device != tvm.cpu():
-        tensor = tensor.copyto(tvm.cpu())
+    """A numpy view of the memory of a tensor on the CPU."""
     if str(tensor.dtype) != "bfloat16":
         return np.from_dlpack(tensor)
     return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(ml_dtypes.bfloat16)

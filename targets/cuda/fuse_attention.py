@@ -12,6 +12,7 @@ from tvm import relax, tirx
 
 from tbn_compile.passes.relax.affine_view import AffineView, has_shape, known_scalar, view_of
 from tbn_compile.passes.relax.epilogue_fusion import operator_name
+from tbn_compile.targets.compiled.scheduling import FINISHED_KERNEL
 from tbn_compile.targets.cuda.attention import (
     LARGEST_HEAD,
     AttentionProblem,
@@ -21,7 +22,6 @@ from tbn_compile.targets.cuda.attention import (
 )
 from tbn_compile.targets.cuda.attention_sources import ELEMENT_BYTES
 
-_OPAQUE = 8
 _SCALES = (2.0**-100, 2.0**100)
 """Between these a scale is a float32, and a score relative to another keeps its order."""
 
@@ -60,8 +60,7 @@ class _Fuser(relax.PyExprMutator):
         problem = self._problems.get(call)
         if problem is None:
             return self.visit_expr_post_order(call)
-        attributes = {"op_pattern": _OPAQUE, "tirx.is_scheduled": True}
-        function = attention_function(problem).with_attr(attributes)
+        function = attention_function(problem).with_attr(FINISHED_KERNEL)
         name = self.builder_.add_func(function, "attention")
         *inputs, output = (view.root for view in problem.views)
         arguments = [self._visited(root) for root in inputs]

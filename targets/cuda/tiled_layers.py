@@ -21,6 +21,7 @@ from tbn_compile.passes.relax.distinct_rows import (
 from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.lower_tiled_calls import lower_call
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
+from tbn_compile.targets.compiled.scheduling import FINISHED_KERNEL
 from tbn_compile.targets.cuda.sources import ACTIVATIONS, clip_step
 from tbn_compile.targets.cuda.tiled_conv import ConvProblem, conv_function, order_inputs
 from tbn_compile.targets.cuda.tiled_gemm import (
@@ -30,8 +31,6 @@ from tbn_compile.targets.cuda.tiled_gemm import (
     serves,
 )
 from tbn_compile.tile import Signs
-
-_OPAQUE = 8
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -99,9 +98,8 @@ class _Lowering(relax.PyExprMutator):
         shape: list[Any],
     ) -> Any:
         """A variable bound to `function(x, words, scale, bias)`, of this shape."""
-        attributes = {"op_pattern": _OPAQUE, "tirx.is_scheduled": True}
         hint = "tiled_conv" if layer.window else "tiled_gemm"
-        name = self.builder_.add_func(function.with_attr(attributes), hint)
+        name = self.builder_.add_func(function.with_attr(FINISHED_KERNEL), hint)
         outputs = layer.weight.outputs
         constants = (pack_words(signs), _row_scale(row_scale, outputs), _bias(layer))
         result = relax.TensorType(shape, layer.element_type)

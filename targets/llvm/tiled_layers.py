@@ -15,7 +15,7 @@ from tbn_compile.passes.relax.distinct_rows import DistinctRows, distinct_rows
 from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
 from tbn_compile.passes.relax.lower_tiled_calls import lower_call
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
-from tbn_compile.targets.compiled.scheduling import SCHEDULED
+from tbn_compile.targets.compiled.scheduling import FINISHED_KERNEL
 from tbn_compile.targets.llvm.kernels import (
     Kernel,
     Mixture,
@@ -29,7 +29,6 @@ from tbn_compile.targets.llvm.kernels import (
 )
 from tbn_compile.targets.llvm.kernels.extents import known
 
-_OPAQUE = 8
 _FEWEST_VECTORS = 2
 """Vectors of distinct rows for which a Gemm makes tables."""
 
@@ -103,9 +102,7 @@ class _Lowering(relax.PyExprMutator):
         return group_of(self._lanes) if self._permutes and vectors >= _FEWEST_VECTORS else 1
 
     def _add(self, function: Any, name: str) -> Any:
-        return self.builder_.add_func(
-            function.with_attr({"op_pattern": _OPAQUE, SCHEDULED: True}), name
-        )
+        return self.builder_.add_func(function.with_attr(FINISHED_KERNEL), name)
 
     def _folded(self, layer: TiledLayer, weight: DistinctRows) -> Any:
         """float32[M, distinct columns]: inputs that meet the same signs, scaled and added up."""

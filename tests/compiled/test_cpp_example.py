@@ -34,9 +34,13 @@ def test_it_gives_what_python_gives(program, example):
     np.testing.assert_array_equal(result, load(example.artifact)(x))
 
 
-def test_it_needs_neither_python_nor_a_compiler(program):
-    needed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
-    assert "libtvm_runtime.so" in needed
+@pytest.mark.parametrize(
+    ("name", "runtime"), [("run", "libtvm_runtime.so"), ("run_cuda", "libtvm_runtime_cuda.so")]
+)
+def test_it_needs_neither_python_nor_a_compiler(program, name, runtime):
+    command = ["ldd", program.with_name(name)]
+    needed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert runtime in needed
     assert "libtvm_compiler" not in needed
     assert "python3" not in needed.split("=>")[0]
 

@@ -134,7 +134,7 @@ def test_the_runtime_alone_is_enough(example):
 
 def test_a_gpu_input_must_be_aligned(example, monkeypatch):
     spec = read_artifact(example.artifact)[0].inputs[0]
-    expected = loader._Input(spec, tvm.cuda())
+    expected = loader._Input(spec, tvm.cuda(), is_apart=True)
     tensor = SimpleNamespace(
         dtype=tvm_ffi.dtype("float32"), device=tvm.cuda(), shape=(1, 784), data_ptr=lambda: 1028
     )
@@ -143,3 +143,21 @@ def test_a_gpu_input_must_be_aligned(example, monkeypatch):
         expected.checked(tensor, {})
     tensor.data_ptr = lambda: 1040
     assert expected.checked(tensor, {}) is tensor
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_arrays_are_copied_to_memory_apart_and_back(
+    example, reference, tmp_path, monkeypatch, shift
+):
+    manifest, content = read_artifact(example.artifact)
+    library = content[: content.index(b'{\n  "schema_version"')]
+    path = tmp_path / "model.so"
+    told = {"device": "cuda", "cuda_architectures": ("80",)}
+    path.write_bytes(pack_artifact(library, manifest.model_copy(update=told)))
+    monkeypatch.setattr(loader, "find_gpu", tvm.cpu)
+    monkeypatch.setattr(loader, "runs_on", lambda *_: True)
+    model, x = load(path), make(3, shift)
+    placed = model.place({"input": x})["input"]
+    assert placed.data_ptr() != x.ctypes.data
+    for result in (model(x), np.from_dlpack(model(placed))):
+        np.testing.assert_allclose(result, reference(x), rtol=1e-4, atol=1e-3)
