@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
+import os
 import re
 import socket
 import sys
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ _CONNECT_SECONDS = 10
 _TRIALS_AT_ONCE = 16
 _TILED = "tiled_"
 """In the names of portable kernels of tiled layers."""
+_SAFE_PATH = "PYTHONSAFEPATH"
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
 tvm_ffi.register_error("UsageError", UsageError)  # it keeps its type on its way through TVM
@@ -59,7 +59,7 @@ class ApplyTuning:
         target = _search_target(tvm.target.Target.current(allow_none=False))
         content = read_tuning(self.tuning.file)
         if self.tuning.trials:
-            search, found = _search(module, target, self.tuning, len(content.searches))
+            search, found = _search(module, target, self.tuning, seed=1 + len(content.searches))
             content = content.with_search(search, found)
             write_tuning(content, self.tuning.file)
         return _apply(module, content.schedules_for(_name(target)), self.tuning.file)
@@ -82,9 +82,13 @@ def check_tuning(tuning: Tuning | None, gpu: bool = False) -> None:
         raise UsageError(f"there is no tuning file {name}; --tune TRIALS makes one")
     read_tuning(tuning.file)
     if not tuning.trials:
+        if tuning.tracker is not None:
+            raise UsageError("--rpc-tracker is for a search; give --tune TRIALS too")
         return
     if tuning.trials < 0:
         raise UsageError("--tune needs 1 trial or more")
+    if not tuning.file.parent.is_dir():
+        raise UsageError(f"there is no folder for the tuning file {name}; make it")
     for package in ("psutil", "cloudpickle", "tornado"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"tuning needs {package}; `pip install tbn-compile[tune]`")
@@ -200,22 +204,19 @@ def _search(module: Any, target: Any, tuning: Tuning, seed: int) -> tuple[Search
             "nothing; give extents with --input-dim, or leave --tune out"
         )
     database, failures = meta_schedule.database.MemoryDatabase(), _Failures()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        with _without_intrinsics():
-            contexts, weights = meta_schedule.relax_integration.extracted_tasks_to_tune_contexts(
-                tasks, folder, space=_space(target), strategy=_strategy(tuning.trials), seed=seed
-            )
+    with _safe_path():
         meta_schedule.tune_tasks(
-            tasks=contexts,
-            task_weights=weights,
-            work_dir=folder,
+            tasks=_contexts(tasks, tuning.trials, seed),
+            task_weights=[task.weight for task in tasks],
+            work_dir="",
             max_trials_global=tuning.trials,
             num_trials_per_iter=min(max(tuning.trials // len(tasks), 1), _TRIALS_AT_ONCE),
-            builder=meta_schedule.builder.LocalBuilder(f_build=build_variant),
+            builder=_builder(),
             runner=_runner(tuning.tracker),
             database=database,
             cost_model=cost_model(),
             measure_callbacks=[*meta_schedule.MeasureCallback.create("default"), failures],
+            task_scheduler=meta_schedule.task_scheduler.GradientBased(seed=seed),
         )
     found = _fastest(tasks, target, database)
     if not found:
@@ -230,6 +231,22 @@ def _search(module: Any, target: Any, tuning: Tuning, seed: int) -> tuple[Search
         ranked_by=cost_model(),
     )
     return search, found
+
+
+def _contexts(tasks: Sequence[Any], trials: int, seed: int) -> list[Any]:
+    """What TVM wants to know of each task; without the log files of its own function for this."""
+    with _without_intrinsics():
+        return [
+            meta_schedule.TuneContext(
+                task.dispatched[0],
+                target=task.target,
+                space_generator=_space(task.target),
+                search_strategy=_strategy(trials),
+                task_name=task.task_name,
+                rand_state=seed + place,
+            )
+            for place, task in enumerate(tasks)
+        ]
 
 
 def _fastest(tasks: Sequence[Any], target: Any, database: Any) -> list[Found]:
@@ -255,15 +272,15 @@ def _only_function(module: Any) -> Any:
     return function
 
 
-def build_variant(module: Any, target: Any, _parameters: Any) -> Any:
-    """Build a variant in a worker; TVM's own way first parses the tensor intrinsics of all GPUs.
+def _builder() -> Any:
+    """Builds variants in workers; TVM's own way first parses the tensor intrinsics of all GPUs."""
 
-    Args:
-        module: of one scheduled TIR function.
-        target: TVM's description of the processor.
-    """
-    module = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
-    return tvm.driver.build(module, target=target)
+    # A local function travels as it is; the workers need not find this package.
+    def build(module: Any, target: Any, _parameters: Any) -> Any:
+        rewrite = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)
+        return tvm.driver.build(rewrite(module), target=target)
+
+    return meta_schedule.builder.LocalBuilder(f_build=build)
 
 
 @contextmanager
@@ -280,18 +297,20 @@ def _without_intrinsics() -> Generator[None]:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
-    logger = logging.getLogger("tvm.s_tir.meta_schedule")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _safe_path() -> Generator[None]:
+    """Keep workers from importing what lies in the current folder."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
     try:
         yield
     finally:
-        logger.setLevel(level)
+        del os.environ[_SAFE_PATH]
+        if before is not None:
+            os.environ[_SAFE_PATH] = before
 
 
 @derived_object
-class _Failures(meta_schedule.measure_callback.PyMeasureCallback):  # type: ignore[misc]
+class _Failures(meta_schedule.measure_callback.PyMeasureCallback):
     """Collects what variants said that did not build or run."""
 
     def __init__(self) -> None:
@@ -357,7 +376,7 @@ def _check_tracker(tracker: str) -> None:
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"no RPC tracker answers at {host}:{port}; "
-            f"start one with `python -m tvm.exec.rpc_tracker --port {port}`"
+            f"start one with `python -m tvm.exec.rpc_tracker --port {port} --port-end {port + 1}`"
         ) from error
     if not configuration.count_num_servers():
         raise UsageError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +22,17 @@ from tbn_compile.files import staging_folder
 _FORMAT = 1
 _LARGEST_FILE = 64 << 20
 _LARGEST_INTEGER = 2**31 - 1
-_ANNOTATIONS = re.compile(r"meta_schedule\.\w+|pragma_auto_unroll_max_step|pragma_unroll_explicit")
+_ANNOTATIONS = re.compile(
+    r"meta_schedule\.\w+|schedule_rule|software_pipeline_(stage|order|async_stages)"
+    r"|pragma_(auto_unroll_max_step|unroll_explicit)"
+)
 _REFERENCE = re.compile(r"[blv]\d{1,6}")
 _STEPS = {
     "AddUnitLoop": "[bl]//l",
-    "Annotate": "[bl][vis]/s/",
+    "Annotate": r"[bl]([vis]|\[i+\])/s/",
     "Bind": "l/s/",
-    "CacheRead": "bb*/is/b",
-    "CacheWrite": "bb*/is/b",
+    "CacheRead": r"b\[b*\]/is/b",
+    "CacheWrite": r"b\[b*\]/is/b",
     "ComputeAt": "bl/ii/",
     "ComputeInline": "b//",
     "DecomposeReduction": "bl//b",
@@ -47,12 +50,13 @@ _STEPS = {
     "SampleCategorical": r"/\[i+\]\[f+\]/v",
     "SampleComputeLocation": "b//l",
     "SamplePerfectTile": "l/ii/v+",
+    "SetScope": "b/is/",
     "Split": "l[vin]+/ii/l+",
     "Unannotate": "[bl]/s/",
     "Unroll": "l//",
     "Vectorize": "l//",
 }
-"""Kinds of inputs/attributes/outputs: block, loop, value, integer, float, string, none."""
+"""Kinds of inputs/attributes/outputs: block, loop, value, integer, float, string, "None"."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def check_steps(steps: Any) -> None:
     known: set[str] = set()
     for instruction in instructions:
         name, inputs, attributes, outputs = instruction
-        if not known.issuperset(each for each in inputs if _is_reference(each)):
+        if not known.issuperset(_references(inputs)):
             raise ValueError(instruction)
         signature = f"{_kinds(inputs)}/{_kinds(attributes)}/{_kinds(outputs)}"
         if name not in _STEPS or not re.fullmatch(_STEPS[name], signature):
@@ -202,7 +206,7 @@ def _kinds(values: list[Any]) -> str:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
+    if value == "None":
         return "n"
     if isinstance(value, int) and abs(value) <= _LARGEST_INTEGER:
         return "i"
@@ -213,6 +217,14 @@ def _kind(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value[0] if _is_reference(value) else "s"
+
+
+def _references(values: list[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _references(value)
+        elif _is_reference(value):
+            yield value
 
 
 def _is_reference(value: Any) -> bool:

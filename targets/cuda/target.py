@@ -30,13 +30,13 @@ class CudaTarget:
                 else, or it cannot be written.
             UsageError: if an architecture is unknown, or there is no C++ or CUDA compiler.
         """
-        from tbn_compile.targets.compiled.tuning import check_tuning  # noqa: PLC0415
+        from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines  # noqa: PLC0415
         from tbn_compile.targets.cuda.artifact import compile_artifact  # noqa: PLC0415
         from tbn_compile.targets.cuda.compilation import compiler_name  # noqa: PLC0415
 
         architectures = _architectures(request.cuda_arch)
         compiler_name()  # fail before the work, not after it
-        check_tuning(request.tuning)
+        check_tuning(request.tuning, gpu=True)
         request.report("compile", 0, 2)
         compiled = compile_artifact(
             request.graph, request.source.name, architectures, request.tuning
@@ -53,6 +53,7 @@ class CudaTarget:
         }
         listed = ", ".join(architectures)
         lines = [f"Machine code for compute capability {listed}, and PTX", *compiled.lines]
+        lines.extend(tuning_lines(request.tuning))
         if checked == "cpu":
             lines.append(
                 "Not run: no GPU here for this code. The graph was checked on the CPU; validate "

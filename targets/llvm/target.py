@@ -26,7 +26,7 @@ class LlvmTarget:
                 else, or it cannot be written.
             UsageError: if there is no such processor, or no C++ compiler.
         """
-        from tbn_compile.targets.compiled.tuning import check_tuning  # noqa: PLC0415
+        from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines  # noqa: PLC0415
         from tbn_compile.targets.compiled.verification import verify_artifact  # noqa: PLC0415
         from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
         from tbn_compile.targets.llvm.processors import (  # noqa: PLC0415
@@ -54,6 +54,7 @@ class LlvmTarget:
         }
         features = ", ".join(processor.features) or "no extensions"
         lines = [f"Code for {processor.name}: {features}", *compiled.lines]
+        lines.extend(tuning_lines(request.tuning))
         if missing:
             lines.append(
                 f"Not run here, because this machine lacks {', '.join(missing)}: "

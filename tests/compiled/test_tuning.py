@@ -18,6 +18,8 @@ import psutil
 import pytest
 from helpers.graphs import GraphBuilder
 from helpers.weights import tiled_array
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule
 
 from tbn_compile import CompileOptions, UsageError, compile_model
 from tbn_compile.targets import Tuning
@@ -25,7 +27,7 @@ from tbn_compile.targets.compiled import cuda_device, tuning
 from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines
 from tbn_compile.targets.compiled.tuning_file import check_steps, read_tuning
 
-TRIALS = 4
+TRIALS = 2
 
 
 def compiled(model, folder, file=None, trials=0, tracker=None, **options):
@@ -41,7 +43,8 @@ def model(tmp_path_factory):
     """A tiled layer, a dense one and a Softmax, all of fixed extents."""
     graph = GraphBuilder()
     x = graph.input("x", [8, 32])
-    hidden = graph.node("MatMul", [x, graph.weight("w", tiled_array((32, 64), 32 * 16, 0.25))])
+    tiled = graph.weight("w", tiled_array((64, 32), 32 * 16, 0.25))
+    hidden = graph.node("Gemm", [x, tiled], transB=1)
     dense = graph.weight("d", np.random.default_rng(0).standard_normal((64, 16)).astype("float32"))
     graph.node("Softmax", [graph.node("MatMul", [hidden, dense])], "y")
     path = tmp_path_factory.mktemp("model") / "model.onnx"
@@ -74,7 +77,9 @@ def test_later_compilations_use_what_was_found(model, tuned, tmp_path):
 
 def test_the_terminal_is_told(tuned):
     first, *more = tuning_lines(Tuning(tuned.file, TRIALS))
-    assert first.startswith("Tuned 2 of 2 functions by 4 variants, ranked by the cost model ")
+    assert first.startswith(
+        f"Tuned 2 of 2 functions by {TRIALS} variants, ranked by the cost model"
+    )
     assert not more
     assert tuning_lines(Tuning(tuned.file)) == tuning_lines(None) == ()
 
@@ -94,9 +99,16 @@ def test_no_worker_is_left(tuned):
     assert not [line for line in workers if "tvm.exec.popen_worker" in line]
 
 
+@derived_object
+class BrokenBuilder(meta_schedule.builder.PyBuilder):
+    def build(self, variants):
+        message = "Traceback:\n  too long\nlinker: no space left\n"
+        return [meta_schedule.builder.BuilderResult(None, message) for _ in variants]
+
+
 def test_a_search_that_measures_nothing_says_why(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "build_variant", math.sqrt)
-    with pytest.raises(UsageError, match=r"no variant could be measured: .*exactly one argument"):
+    monkeypatch.setattr(tuning, "_builder", BrokenBuilder)
+    with pytest.raises(UsageError, match="no variant could be measured: linker: no space left;"):
         compiled(model, tmp_path, tmp_path / "found.json", 2)
     assert not list(tmp_path.iterdir())
 
@@ -157,6 +169,7 @@ def test_files_of_another_tvm_are_refused(tmp_path):
         check_tuning(Tuning(tmp_path / "found.json"))
 
 
+EMPTY = {"format": 1, "tvm": version("apache-tvm"), "schedules": [], "searches": []}
 BLOCK = ["GetSBlock", [], ["matmul", "main"], ["b0"]]
 LOOPS = ["GetLoops", ["b0"], [], ["l1", "l2"]]
 TILE = ["SamplePerfectTile", ["l1"], [2, 64], ["v3", "v4"]]
@@ -164,6 +177,7 @@ DAMAGED = {
     "no lists": None,
     "unknown step": [[["UnsafeHideBufferAccess", [], [], []]], []],
     "unknown block": [[["GetLoops", ["b0"], [], ["l1"]]], []],
+    "unknown block in a list": [[BLOCK, ["CacheRead", ["b0", ["b9"]], [0, "local"], ["b1"]]], []],
     "loop for a block": [[BLOCK, LOOPS, ["GetLoops", ["l1"], [], ["l3"]]], []],
     "no loop": [[BLOCK, ["Vectorize", [None], [], []]], []],
     "number for a loop": [[BLOCK, ["Vectorize", [0], [], []]], []],
@@ -181,8 +195,7 @@ DAMAGED = {
 @pytest.mark.parametrize("steps", DAMAGED.values(), ids=DAMAGED)
 def test_steps_that_no_search_makes_are_refused(steps, tmp_path):
     found = {"function": "0", "target": "{}", "name": "f", "seconds": 1.0, "steps": steps}
-    content = {"format": 1, "tvm": version("apache-tvm"), "schedules": [found], "searches": []}
-    (tmp_path / "found.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(EMPTY | {"schedules": [found]}))
     with pytest.raises(UsageError, match=r"^found\.json is damaged; tune to a new file$"):
         check_tuning(Tuning(tmp_path / "found.json"))
 
@@ -197,6 +210,11 @@ def test_what_cannot_run_is_refused_before_the_work(tmp_path, monkeypatch):
         check_tuning(Tuning(file))
     with pytest.raises(UsageError, match="1 trial or more"):
         check_tuning(Tuning(file, -1))
+    with pytest.raises(UsageError, match=r"no folder for the tuning file found\.json; make it"):
+        check_tuning(Tuning(tmp_path / "none" / "found.json", 1))
+    file.write_text(json.dumps(EMPTY))
+    with pytest.raises(UsageError, match="--rpc-tracker is for a search; give --tune TRIALS too"):
+        check_tuning(Tuning(file, 0, "host:1/key"))
     for tracker in ("here", "host:1", "host:123456/key", "host:1/a b"):
         with pytest.raises(UsageError, match="HOST:PORT/KEY, not"):
             check_tuning(Tuning(file, 1, tracker))
@@ -212,18 +230,19 @@ def tracker():
     """A tracker and a device on this machine, as HOST:PORT/KEY."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    at = ["--host", "127.0.0.1"]
+    commands = (
+        ["rpc_tracker", *at, "--port", str(port), "--port-end", str(port + 1)],
+        ["rpc_server", *at, "--tracker", f"127.0.0.1:{port}", "--key", "here"],
+    )
     programs = [
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", *arguments],
+        subprocess.Popen(
+            [sys.executable, "-m", f"tvm.exec.{name}", *options],
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for arguments in (
-            ["tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port)],
-            ["tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", f"127.0.0.1:{port}"]
-            + ["--key", "here"],
-        )
+        for name, *options in commands
     ]
     yield f"127.0.0.1:{port}/here"
     for program in programs:
