@@ -1,15 +1,31 @@
-"""Export to a self-contained ONNX file that says nothing about the machine that wrote it."""
+"""Export to a self-contained ONNX file whose tiles the compiler finds.
+
+The file says nothing about the machine that wrote it.
+"""
 
 import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import cast
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tbn_compile.compiler import inspect_model
+from tbn_compile.detection import NotTiled, detect_tile
+from tbn_compile.errors import TbnError
+from tbn_compile.reports import ModelReport
+
+from .conversion import candidates
+
+
+class ExportError(TbnError, ValueError):
+    """A model cannot be exported, or its graph does not lower; the message says what to do."""
 
 
 def export(
@@ -18,12 +34,13 @@ def export(
     *examples: Tensor,
     input_names: Sequence[str] = ("input",),
     output_names: Sequence[str] = ("output",),
-) -> None:
+) -> ModelReport:
     """Write `model` to one ONNX file whose inputs share a dynamic first dimension, "batch".
 
     Tiled layers are written as the training-time graph, latent tensors included; pass
     `freeze(model)` to write their dense weights. The same model gives the same bytes, with no
-    stack traces or paths. Exporter: `torch.onnx.export(dynamo=True)`.
+    stack traces or paths. Exporter: `torch.onnx.export(dynamo=True)`. The compiler then inspects
+    the file: every weight that is a tile in PyTorch must be one in the graph.
 
     Args:
         model: module in evaluation mode.
@@ -33,11 +50,15 @@ def export(
         input_names: names of the graph's inputs, one per example.
         output_names: names of the graph's outputs.
 
+    Returns:
+        What the compiler would lower, layer by layer, as `tbn_compile.inspect_model`.
+
     Raises:
-        ValueError: the model is in training mode, or computes with a fixed first dimension.
+        ExportError: the model, or a module in it, is in training mode, or computes with a fixed
+            first dimension; or a tile would not be lowered: then the file is kept for
+            `tbn-inspect`.
     """
-    if model.training:
-        raise ValueError(f"{type(model).__name__} is in training mode; call .eval() before export")
+    _check_mode(model)
     # The exporter takes a first dimension of 1 for a constant.
     batches = tuple(torch.cat([example, example]) for example in examples)
     batch = torch.export.Dim("batch")
@@ -55,6 +76,9 @@ def export(
     _check_batch(model, written.graph.inputs)
     _strip_metadata(written)
     ir.save(written, path)  # pyright: ignore[reportUnknownMemberType]
+    report = inspect_model(path)
+    _check_lowering(model, report)
+    return report
 
 
 @contextmanager
@@ -72,14 +96,49 @@ def _quiet() -> Generator[None]:
         logger.setLevel(level)
 
 
+def _check_mode(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training:
+            where = f", in layer {name!r}," if name else ""
+            kind = parametrize.type_before_parametrizations(module).__name__
+            raise ExportError(f"{kind}{where} is in training mode; call .eval() before export")
+
+
 def _check_batch(model: nn.Module, inputs: Sequence[ir.Value]) -> None:
     """Refuse a graph that the exporter made for one batch size only."""
     for value in inputs:
         if value.shape is not None and isinstance(value.shape[0], int):
-            raise ValueError(
+            raise ExportError(
                 f"{type(model).__name__} computes with a fixed first dimension of input "
                 f"{value.name!r}; reshape with -1 in its place"
             )
+
+
+def _check_lowering(model: nn.Module, report: ModelReport) -> None:
+    """Raise ExportError unless the lowered layers hold as many weights as the tiles in PyTorch."""
+    tiles = _tile_sizes(model)
+    lowered = [prod(layer.shape) for layer in report.lowered]
+    if sum(lowered) >= sum(tiles.values()):
+        return
+    names = ", ".join(name for name, size in tiles.items() if size not in lowered) or "a layer"
+    reasons = [f"{layer.name}: {layer.reason}" for layer in report.layers if layer.reason]
+    raise ExportError(
+        f"the tile of {names} is not lowered in {report.model}; "
+        f"left alone are: {'; '.join(reasons) or 'no layers'}"
+    )
+
+
+def _tile_sizes(model: nn.Module) -> dict[str, int]:
+    """The number of weights of each layer whose weight is worth a tile."""
+    return {
+        name: candidate.weight.numel()
+        for name, candidate in candidates(model).items()
+        if _is_tile(candidate.weight)
+    }
+
+
+def _is_tile(weight: Tensor) -> bool:
+    return not isinstance(detect_tile(weight.detach().float().cpu().numpy()), NotTiled)
 
 
 def _strip_metadata(model: ir.Model) -> None:

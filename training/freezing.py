@@ -3,26 +3,38 @@
 import copy
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-from .layers import TiledLayer
+from .layers import TILED_LAYERS
+from .parametrization import tiled_tensors
+
+_PLAIN_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    tiled: plain for plain, tiled in TILED_LAYERS.items()
+}
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Copy of `model` with every tiled layer replaced by its plain PyTorch layer.
+    """Copy of `model` in which every tiled tensor is the dense tensor that it computes.
 
-    The outputs stay bit-equal and each weight stays exactly tiled. `model` is left as it was; a
-    layer used in several places stays one layer.
+    Tiled layers become the plain PyTorch layers. Weights are bit-equal, so each stays exactly
+    tiled; outputs are those of evaluation, up to PyTorch's choice of a kernel. `model` is left as
+    it was; a layer used in several places stays one layer.
     """
-    if isinstance(model, TiledLayer):
-        return model.to_dense()
     frozen = copy.deepcopy(model)
-    dense: dict[nn.Module, nn.Module] = {}
-    for name, layer in _named_modules(frozen):
-        if isinstance(layer, TiledLayer):
-            frozen.set_submodule(name, dense.setdefault(layer, layer.to_dense()))
+    for layer in frozen.modules():
+        tiled = tiled_tensors(layer)
+        if tiled:
+            _copy_class(layer)
+        for each in tiled:
+            parametrize.remove_parametrizations(layer, each.tensor)
+        layer.__class__ = _PLAIN_LAYERS.get(type(layer), type(layer))
     return frozen
 
 
-def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every path to every module, shared ones once per path."""
-    return list(model.named_modules(remove_duplicate=False))  # pyright: ignore[reportUnknownArgumentType]
+def _copy_class(layer: nn.Module) -> None:
+    """Give a copied layer its own class, from which `remove_parametrizations` takes properties.
+
+    A deep copy shares the class that `parametrize` made for the original.
+    """
+    shared = type(layer)
+    layer.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))

@@ -1,41 +1,91 @@
-"""Drop-in Linear and Conv layers whose weight is one repeated binary tile."""
+"""Linear and Conv layers with a tiled weight, which train on the distinct rows alone."""
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from .tiling import ScaleMode, TilingError, check_tiling, tile_weight
+from .parametrization import (
+    Latent,
+    ScaleSource,
+    TiledTensor,
+    TiledWeight,
+    plan_tiling,
+    tile_tensor,
+    tiled_tensor,
+)
+from .tiling import ScaleMode, binarise, repeat_tile
 
-ScaleSource = Literal["separate", "scores"]
+WeightGradient = Callable[[Tensor, Tensor], Tensor]
+MIN_SIZE = 64_000
+"""The paper's lambda: a weight with fewer elements gets one tile."""
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Identity on outputs, whose gradient also makes that of the full scores.
+
+    Each score receives the gradient of its own position of the weight, though the outputs are
+    copies of those of the distinct rows.
+    """
+
+    @staticmethod
+    def forward(
+        outputs: Tensor,
+        scores: Tensor,  # noqa: ARG004
+        x: Tensor,  # noqa: ARG004
+        weight_gradient: WeightGradient,  # noqa: ARG004
+    ) -> Tensor:
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, scores, x, ctx.weight_gradient = inputs
+        ctx.save_for_backward(x)
+        ctx.shape, ctx.dtype = scores.shape, scores.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad,) = grad_outputs
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None, None
+        (x,) = ctx.saved_tensors
+        scores_grad = ctx.weight_gradient(x.to(grad.dtype), grad)
+        return grad, scores_grad.to(ctx.dtype).reshape(ctx.shape), None, None
 
 
 class TiledLayer(nn.Module):
-    """Mix-in that makes a PyTorch layer compute its weight from latent scores.
+    """Mix-in that gives a PyTorch layer a tiled weight; `tile_model` makes it from plain layers.
 
-    Positional and further keyword arguments are those of the PyTorch layer. Scores and scale source
-    start from kaiming_normal, the bias from zero.
+    Positional and further keyword arguments are those of the PyTorch layer. The weight starts from
+    kaiming_normal, the bias from zero.
+
+    In training, where a tile holds whole rows (output features or channels), outputs and the
+    gradient of the input are computed from the N / p distinct rows. In evaluation, and where
+    tiles end inside rows, the layer is the PyTorch layer on `weight`.
 
     Args:
         p: number of tiles of the weight.
         scale: "per_tile" for p scales, "per_layer" for one.
-        scale_from: "separate" trains a second tensor, `weight`, whose magnitudes give the scales;
-            "scores" takes them from the scores themselves and leaves `weight` None.
+        scale_from: "separate" or "weight"; see `TiledWeight`.
         min_size: a weight with fewer elements (the paper's lambda) gets one tile and one scale;
             it is still binary.
+        latent: "full" or "aggregate"; see `TiledAggregate`.
 
     Attributes:
-        scores: latent scores, the shape of the weight; their sums over the tiles make the bits.
-        weight: source of the scales, or None.
+        weight: the tiled weight. Assigning a tensor sets the latent tensors from it.
         bias: float bias, or None.
-        tiles: number of tiles in use, p or 1.
 
     Raises:
         TilingError: p does not divide the weight, or a mode is unknown.
     """
 
     weight: Tensor
+    bias: Any
+    _spatial_axes = 0
 
     def __init__(
         self,
@@ -43,101 +93,150 @@ class TiledLayer(nn.Module):
         p: int = 4,
         scale: ScaleMode = "per_tile",
         scale_from: ScaleSource = "separate",
-        min_size: int = 64_000,
+        min_size: int = MIN_SIZE,
+        latent: Latent = "full",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if scale_from not in get_args(ScaleSource):
-            choices = ", ".join(get_args(ScaleSource))
-            raise TilingError(f"scale_from is {scale_from!r}; use one of {choices}")
-        self.tiles = 1 if self.weight.numel() < min_size else p
-        self.scale: ScaleMode = scale
-        self.scale_from: ScaleSource = scale_from
-        check_tiling(self.weight.shape, self.tiles, scale)
-        self.scores = nn.Parameter(torch.empty_like(self.weight))
-        if scale_from == "scores":
-            self.register_parameter("weight", None)
+        tiling = plan_tiling(self, "weight", p, scale, scale_from, min_size, latent)
+        tile_tensor(self, "weight", tiling)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the latent tensors from kaiming_normal and zero the bias."""
-        # The PyTorch constructor calls this too, before the scores exist.
-        for name, parameter in self.named_parameters(recurse=False):
-            if name == "bias":
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter)
+        """Draw the weight from kaiming_normal and zero the bias."""
+        if not parametrize.is_parametrized(self):  # still in PyTorch's constructor
+            super().reset_parameters()  # type: ignore[misc]
+            return
+        self.weight = nn.init.kaiming_normal_(torch.empty_like(self.weight))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
-    def tiled_weight(self) -> Tensor:
-        """The weight the layer computes with; differentiable in `scores` and `weight`."""
-        source = self.scores if self.scale_from == "scores" else self.weight
-        return tile_weight(self.scores, source, self.tiles, self.scale)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Output of the layer, as the PyTorch layer's."""
+        tiled = tiled_tensor(self)
+        if tiled is None or not self.training or not self._rows_repeat(tiled, input):
+            return cast("Tensor", super().forward(input))
+        return self._repeat_rows(tiled, input)
 
-    def to_dense(self) -> nn.Module:
-        """The plain PyTorch layer with the same outputs; its weight is `tiled_weight()`."""
-        state = {**self.state_dict(), "weight": self.tiled_weight()}
-        latent = state.pop("scores")
-        dense = self._plain_layer(bias="bias" in state, dtype=latent.dtype, device="meta")
-        dense = dense.to_empty(device=latent.device)
-        dense.load_state_dict(state)
-        return dense.train(self.training)
+    def _rows_repeat(self, tiled: TiledTensor, x: Tensor) -> bool:  # noqa: ARG002
+        """Whether the outputs are scaled copies of those of the tile's rows."""
+        return tiled.tiling.p > 1 and tiled.tiling.shape[0] % tiled.tiling.p == 0
 
-    def _plain_layer(self, **options: Any) -> nn.Module:
-        """The PyTorch layer of the same geometry; `options` are its bias, dtype and device."""
+    def _repeat_rows(self, tiled: TiledTensor, x: Tensor) -> Tensor:
+        """Outputs of the tile's rows, copied p times, each copy times its scale."""
+        tiling = tiled.tiling
+        scores, alpha = tiling.rows(tiled.latents[0]), tiling.scales(tiled.latents[-1])
+        if tiling.latent == "aggregate":  # its gradient is that of the tile
+            tile = repeat_tile(scores, alpha.new_ones(1, 1))
+            return self._scale(self._copies(x, tile, tiling), alpha)
+        copies = self._copies(x, binarise(scores), tiling)
+        gradient = self._weight_gradient(tiling.shape)
+        passed = _StraightThrough.apply(copies, scores, x, gradient)  # type: ignore[no-untyped-call]
+        return self._scale(cast("Tensor", passed), alpha)
+
+    def _copies(self, x: Tensor, tile: Tensor, tiling: TiledWeight) -> Tensor:
+        """Outputs without scale or bias, [.., p, N / p, ..] at the output axis, in one memory."""
+        outputs = self._apply_rows(x, tile.reshape(-1, *tiling.shape[1:]))
+        axis = outputs.ndim - 1 - self._spatial_axes
+        return outputs.unsqueeze(axis).expand(
+            *outputs.shape[:axis], tiling.p, *outputs.shape[axis:]
+        )
+
+    def _scale(self, copies: Tensor, alpha: Tensor) -> Tensor:
+        """Outputs [.., N, ..]: each of the p copies times its scale [p, 1], plus the bias."""
+        trailing = (1,) * self._spatial_axes
+        axis = copies.ndim - 2 - self._spatial_axes
+        alpha = alpha.to(copies.dtype).reshape(-1, 1, *trailing)
+        if self.bias is None:
+            return (copies * alpha).flatten(axis, axis + 1)
+        bias = self.bias.to(copies.dtype).reshape(alpha.shape[0], -1, *trailing)
+        return torch.addcmul(bias, copies, alpha).flatten(axis, axis + 1)
+
+    def _apply_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Outputs of some rows of the weight, without bias."""
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        """PyTorch's description, with the number of tiles and the scale mode."""
-        return f"{super().extra_repr()}, tiles={self.tiles}, scale={self.scale}"
+    def _weight_gradient(self, shape: torch.Size) -> WeightGradient:
+        """The gradient of a weight of `shape` as a function of inputs and gradient of outputs."""
+        raise NotImplementedError
 
 
 class TiledLinear(TiledLayer, nn.Linear):
     """`torch.nn.Linear` with a tiled weight; `TiledLayer` lists the further arguments."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Output of the layer, as the PyTorch layer's."""
-        return F.linear(input, self.tiled_weight(), self.bias)
+    def _apply_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return F.linear(x, rows)
 
-    def _plain_layer(self, **options: Any) -> nn.Linear:
-        return nn.Linear(self.in_features, self.out_features, **options)
+    def _weight_gradient(self, shape: torch.Size) -> WeightGradient:
+        return partial(_linear_weight_gradient, shape=shape)
 
 
-class TiledConv1d(TiledLayer, nn.Conv1d):
+class _TiledConv(TiledLayer):
+    """What the convolutions have in common: copies need one group and numbers for a padding."""
+
+    padding: tuple[int, ...] | str
+    padding_mode: Any
+    groups: int
+
+    def _rows_repeat(self, tiled: TiledTensor, x: Tensor) -> bool:
+        batched = x.ndim == len(tiled.tiling.shape)
+        plain = self.groups == 1 and self.padding_mode == "zeros"
+        numbers = not isinstance(self.padding, str)
+        return batched and plain and numbers and super()._rows_repeat(tiled, x)
+
+    def _apply_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return cast("Tensor", self._conv_forward(x, rows, None))  # type: ignore[operator]
+
+    def _weight_gradient(self, shape: torch.Size) -> WeightGradient:
+        geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
+        return partial(_conv_weight_gradient, shape=shape, **geometry)
+
+
+class TiledConv1d(_TiledConv, nn.Conv1d):
     """`torch.nn.Conv1d` with a tiled weight; `TiledLayer` lists the further arguments."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Output of the layer, as the PyTorch layer's."""
-        output: Tensor = self._conv_forward(input, self.tiled_weight(), self.bias)
-        return output
-
-    def _plain_layer(self, **options: Any) -> nn.Conv1d:
-        return nn.Conv1d(**_conv_geometry(self), **options)
+    _spatial_axes = 1
 
 
-class TiledConv2d(TiledLayer, nn.Conv2d):
+class TiledConv2d(_TiledConv, nn.Conv2d):
     """`torch.nn.Conv2d` with a tiled weight; `TiledLayer` lists the further arguments."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Output of the layer, as the PyTorch layer's."""
-        output: Tensor = self._conv_forward(input, self.tiled_weight(), self.bias)
-        return output
-
-    def _plain_layer(self, **options: Any) -> nn.Conv2d:
-        return nn.Conv2d(**_conv_geometry(self), **options)
+    _spatial_axes = 2
 
 
-class TiledConv3d(TiledLayer, nn.Conv3d):
+class TiledConv3d(_TiledConv, nn.Conv3d):
     """`torch.nn.Conv3d` with a tiled weight; `TiledLayer` lists the further arguments."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Output of the layer, as the PyTorch layer's."""
-        output: Tensor = self._conv_forward(input, self.tiled_weight(), self.bias)
-        return output
-
-    def _plain_layer(self, **options: Any) -> nn.Conv3d:
-        return nn.Conv3d(**_conv_geometry(self), **options)
+    _spatial_axes = 3
 
 
-def _conv_geometry(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
-    names = "in_channels out_channels kernel_size stride padding dilation groups padding_mode"
-    return {name: getattr(layer, name) for name in names.split()}
+TILED_LAYERS: dict[type[nn.Module], type[TiledLayer]] = {
+    nn.Linear: TiledLinear,
+    nn.Conv1d: TiledConv1d,
+    nn.Conv2d: TiledConv2d,
+    nn.Conv3d: TiledConv3d,
+}
+"""The tiled form of each PyTorch layer."""
+
+
+def _linear_weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
+    """Gradient [N, K] from inputs [.., K] and the outputs' gradient [.., p, N / p]."""
+    outputs, inputs = shape
+    return grad.reshape(-1, outputs).t() @ x.reshape(-1, inputs)
+
+
+def _conv_weight_gradient(
+    x: Tensor,
+    grad: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """Gradient of a kernel from inputs [B, C, ..] and the outputs' gradient [B, p, N / p, ..]."""
+    kernel = x.new_empty(1).expand(shape)  # only its shape is read
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        grad.flatten(1, 2), x, kernel, None, stride, padding, dilation,
+        False, [0] * len(stride), 1, (False, True, False),
+    )  # fmt: skip
+    return cast("Tensor", gradient)

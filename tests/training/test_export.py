@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from tbn_compile.training import (
+    ExportError,
     TiledConv1d,
     TiledConv2d,
     TiledConv3d,
     TiledLinear,
     export,
     freeze,
+    tile_model,
 )
 
-TRAINING_GRAPH = ["Reshape", "ReduceSum", "Greater", "Where", "Expand", "Mul", "Reshape"]
+TRAINING_GRAPH = ["Reshape", "ReduceSum", "Sign", "Sub", "Sign", "Mul", "Reshape"]
 # Large enough that the exporter does not fold the tile graph into a constant.
 FEATURES = 512
 
@@ -54,7 +57,7 @@ def assert_equals_torch(model: nn.Module, path: Path, *shape: int) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("scale", ["per_layer", "per_tile"])
-@pytest.mark.parametrize("scale_from", ["separate", "scores"])
+@pytest.mark.parametrize("scale_from", ["separate", "weight"])
 def test_perceptron_equals_torch(tmp_path: Path, frozen: bool, scale: str, scale_from: str) -> None:
     model = perceptron(scale=scale, scale_from=scale_from).eval()
     path = tmp_path / "model.onnx"
@@ -96,11 +99,12 @@ def test_training_graph_holds_the_latent_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export(model, path, torch.zeros(1, FEATURES))
     stored = initializers(path)
-    np.testing.assert_array_equal(stored["0.scores"], model[0].scores.detach().numpy())
-    np.testing.assert_array_equal(stored["0.weight"], model[0].weight.detach().numpy())
+    name = "0.parametrizations.weight.original"
+    for index, latent in enumerate(model[0].parametrizations.weight.parameters(recurse=False)):
+        np.testing.assert_array_equal(stored[f"{name}{index}"], latent.detach().numpy())
 
     nodes = onnx.load(path).graph.node
-    chain, value = [], "0.scores"
+    chain, value = [], f"{name}0"
     while not chain or chain[-1] not in {"Gemm", "MatMul"}:
         node = next(node for node in nodes if value in node.input)
         chain.append(node.op_type)
@@ -138,9 +142,72 @@ def test_folded_batch_norm_keeps_the_tile_up_to_a_scale_per_row(tmp_path: Path) 
 
 def test_training_mode_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    with pytest.raises(ValueError, match=r"TiledLinear is in training mode; call \.eval\(\)"):
+    with pytest.raises(ExportError, match=r"TiledLinear is in training mode; call \.eval\(\)"):
         export(TiledLinear(4, 4), path, torch.zeros(1, 4))
     assert not path.exists()
+
+
+def test_a_layer_in_training_mode_is_refused(tmp_path: Path) -> None:
+    model = perceptron().eval()
+    model[2].train()
+    with pytest.raises(ExportError, match="TiledLinear, in layer '2', is in training mode; call"):
+        export(model, tmp_path / "model.onnx", torch.zeros(1, FEATURES))
+
+
+class Encoder(nn.Module):
+    """Attention, convolution with BatchNorm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 4, stride=4, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.patches(images)).flatten(2).transpose(1, 2)
+        return self.head(self.encoder(x).mean(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"latent": "aggregate", "scale": "per_layer"}])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_tile_of_a_model_is_lowered(tmp_path: Path, frozen: bool, options: Any) -> None:
+    torch.manual_seed(0)
+    model = tile_model(Encoder(), 4, min_size=0, skip=["head"], **options).eval()
+    path = tmp_path / "model.onnx"
+    report = export(freeze(model) if frozen else model, path, torch.zeros(1, 3, 16, 16))
+    assert sorted(prod(layer.shape) for layer in report.lowered) == sorted(
+        [32 * 48, 3 * 32 * 32, 32 * 32, 64 * 32, 32 * 64]
+    )
+    assert {layer.tiles for layer in report.lowered} == {4}
+    dense = [layer for layer in report.layers if layer.shape and layer.status == "left alone"]
+    assert [sorted(layer.shape) for layer in dense] == [[10, 32]]
+    assert_equals_torch(model, path, 3, 3, 16, 16)
+
+
+class LeftOperand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 32), nn.Linear(32, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second.weight @ self.first(x).transpose(1, 2)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tile_that_the_compiler_leaves_alone_is_named(tmp_path: Path, frozen: bool) -> None:
+    model = tile_model(LeftOperand(), min_size=0).eval()
+    path = tmp_path / "model.onnx"
+    message = r"the tile of second is not lowered in model\.onnx; left alone are: .*left operand"
+    with pytest.raises(ExportError, match=message):
+        export(freeze(model) if frozen else model, path, torch.zeros(1, 3, 64))
+    assert path.exists()
+
+
+def test_double_precision_is_named(tmp_path: Path) -> None:
+    model = perceptron().double().eval()
+    with pytest.raises(ExportError, match=r"the tile of 0, 2 is not lowered.*float64; only float"):
+        export(model, tmp_path / "model.onnx", torch.zeros(1, FEATURES, dtype=torch.float64))
 
 
 class FixedBatch(nn.Module):
@@ -151,7 +218,7 @@ class FixedBatch(nn.Module):
 def test_fixed_batch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     message = "FixedBatch computes with a fixed first dimension of input 'input'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ExportError, match=message):
         export(FixedBatch().eval(), path, torch.zeros(1, 4))
     assert not path.exists()
 
