@@ -163,16 +163,21 @@ def build(folder: Path) -> None:
     from tbn_compile.targets.cuda.compilation import machine_code  # noqa: PLC0415
     from tbn_compile.targets.cuda.sources import ACTIVATIONS, clip_step  # noqa: PLC0415
     from tbn_compile.targets.cuda.tiled_conv import ConvProblem, conv_function  # noqa: PLC0415
-    from tbn_compile.targets.cuda.tiled_gemm import GemmProblem, gemm_function  # noqa: PLC0415
+    from tbn_compile.targets.cuda.tiled_gemm import (  # noqa: PLC0415
+        GemmProblem,
+        gemm_function,
+        sums_shape,
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
     statements = {"none": (), "relu": (clip_step(0.0, float("inf")),)}
     statements |= {name: (text,) for name, text in ACTIVATIONS.items()}
 
-    def function_of(case: Case | Convolution) -> Any:
+    def function_of(case: Case | Convolution) -> tuple[Any, tuple[int, ...] | None]:
+        """A TIR function, and the shape of the sums that it wants beside its result."""
         if isinstance(case, Convolution):
-            return conv_function(
+            function = conv_function(
                 ConvProblem(
                     dtype=case.dtype,
                     batch=case.batch,
@@ -187,14 +192,17 @@ def build(folder: Path) -> None:
                     copies=case.p,
                 )
             )
+            return function, None
         batch = None if case.dynamic else case.m
         steps = statements[case.activation]
         problem = GemmProblem(case.dtype, batch, case.n // case.p, case.p, case.k, steps)
-        return gemm_function(problem, [case.architecture])
+        return gemm_function(problem, [case.architecture]), sums_shape(problem)
 
     for case in [*TIMED, *CHECKED, *GENERAL]:
         path = folder / case.file
-        function = function_of(case).with_attr("global_symbol", "main")
+        function, sums = function_of(case)
+        path.with_suffix(".json").write_text(json.dumps(sums))
+        function = function.with_attr("global_symbol", "main")
         with machine_code(["90"]) as label:
             tvm.compile(tvm.IRModule({"main": function}), target=target).export_library(str(path))
             path.write_bytes(label(path.read_bytes()))
@@ -216,7 +224,13 @@ def run(folder: Path, runtime: Path, only: str) -> list[dict[str, Any]]:
     def measure(case: Case | Convolution) -> None:
         if only not in case.name:
             return
-        function = tvm_ffi.load_module(str(folder / case.file))["main"]
+        kernel = tvm_ffi.load_module(str(folder / case.file))["main"]
+        shape = json.loads((folder / case.file).with_suffix(".json").read_text())
+        sums = [torch.empty(shape, device="cuda")] if shape else []
+
+        def function(*tensors: Any) -> None:
+            kernel(*tensors, *sums)
+
         if isinstance(case, Convolution):
             row = _measure_convolution(torch, case, function)
         else:

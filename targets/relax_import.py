@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,18 @@ def to_relax(model: ir.Model) -> Any:
         raise
     except Exception as error:  # TVM's errors have no common base
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        raise ModelError(f"TVM cannot import the graph: {clean(lines[-1], 200)}") from error
+        where = _failed_node(error) or "the graph"
+        raise ModelError(f"TVM cannot import {where}: {clean(lines[0], 200)}") from error
+
+
+def _failed_node(error: Exception) -> str | None:
+    """The node that TVM's frontend was at, which its errors do not tell."""
+    for frame, _ in walk_tb(error.__traceback__):
+        node = frame.f_locals.get("node")
+        if frame.f_code.co_name == "_construct_nodes" and node is not None:
+            what = f"node {clean(node.name, 60)!r}" if node.name else "an unnamed node"
+            return f"{what} ({clean(node.op_type, 40)})"
+    return None
 
 
 def graph_problems(

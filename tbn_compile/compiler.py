@@ -70,8 +70,9 @@ def compile_model(
         if value is not None and name not in packager.options:
             raise UsageError(f"target {target} has no option {name!r}; leave it out")
     artifact = Path(output) if output else source.with_name(source.stem + packager.suffix)
-    if artifact.is_dir():
-        raise UsageError(f"{clean(artifact, 200)} is a folder; choose another output file")
+    if artifact.exists() and not artifact.is_file():
+        kind = "a folder" if artifact.is_dir() else "no regular file"
+        raise UsageError(f"{clean(artifact, 200)} is {kind}; choose another output file")
     pipeline = Pipeline(source, options.dump_phases, options.progress)
     graph = pipeline.run(options.input_dims or {})
     layers = layer_reports(pipeline.finder.layers)

@@ -120,10 +120,11 @@ _UNSUPPORTED_IN_MICROSOFT = ("FusedConv", "FusedGemm", "FusedMatMul", "MatMulNBi
 
 
 def normalise(model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
-    """Inline the model's own functions, raise old operator sets, pin dimensions, infer shapes."""
+    """Inline functions, raise old operator sets, drop what is unused, pin and infer shapes."""
     inline = common.InlinePass(criteria=lambda function: function.domain != DOMAIN)
     model = inline(model).model
     passes.RaiseOpsetPass()(model)
+    common.RemoveUnusedNodesPass()(model)  # a layer that nothing reads is none
     _pin_dimensions(model, input_dims)
     return passes.InferShapesPass()(model).model
 

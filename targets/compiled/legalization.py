@@ -13,5 +13,17 @@ def _take(builder: Any, call: Any) -> Any:
     return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")
 
 
-LEGALIZATIONS = {"relax.take": _take}
+def _batch_norm(builder: Any, call: Any) -> Any:
+    """Computed in float32, rounded once; TVM would leave what comes of narrower types so."""
+    kind, fields = str(call.args[0].ty.dtype), ("axis", "epsilon", "center", "scale")
+    attributes = {field: call.attrs[field] for field in (*fields, "momentum", "training")}
+
+    def normalise(*tensors: Any) -> list[Any]:
+        wide = [topi.cast(tensor, "float32") for tensor in tensors]
+        return [topi.cast(each, kind) for each in topi.nn.batch_norm(*wide, **attributes)]
+
+    return builder.call_te(normalise, *call.args, primfunc_name_hint="batch_norm")
+
+
+LEGALIZATIONS = {"relax.nn.batch_norm": _batch_norm, "relax.take": _take}
 """For `relax.transform.LegalizeOps`."""

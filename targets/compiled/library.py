@@ -75,8 +75,8 @@ def naming_tvm(action: str) -> Generator[None]:
         raise
     except Exception as error:  # TVM's errors have no common base
         lines = [line for line in str(error).splitlines() if line.strip()]
-        lines = lines or [type(error).__name__]
-        raise ModelError(f"TVM cannot {action} the graph: {clean(lines[-1], 200)}") from error
+        lines = lines or [type(error).__name__]  # what follows the first is the graph or a trace
+        raise ModelError(f"TVM cannot {action} the graph: {clean(lines[0], 200)}") from error
 
 
 @tvm.transform.module_pass(opt_level=0)

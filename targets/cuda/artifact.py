@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 import tvm
+from tvm import relax, tirx
 
+from tbn_compile.errors import ModelError, clean
+from tbn_compile.passes.relax import is_tiled, read_layer
 from tbn_compile.passes.relax.lower_tiled_calls import count_portable_calls
 from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.artifact import Compilation, pack_artifact
@@ -41,6 +45,7 @@ def compile_artifact(
         UsageError: if there is no C++ or CUDA compiler.
     """
     module = import_graph(graph)
+    _refuse_symbolic_windows(module)
     inputs, outputs = tensor_specs(graph, module)
     processor = find_processor(_BASELINES.get(architecture(), "generic"))
     target = gpu_target(tvm_target(processor))
@@ -62,3 +67,20 @@ def compile_artifact(
         ),
     )
     return Compilation(content, count_portable_calls(module))
+
+
+def _refuse_symbolic_windows(module: Any) -> None:
+    """Neither a kernel of ours nor one of TVM's takes them."""
+    symbolic: list[Any] = []
+
+    def visit(call: Any) -> None:
+        if isinstance(call, relax.Call) and is_tiled(call) and read_layer(call).window is not None:
+            extents = call.args[0].ty.shape.values[2:]
+            symbolic.extend(each for each in extents if not isinstance(each, tirx.IntImm))
+
+    relax.analysis.post_order_visit(module["main"], visit)
+    if symbolic:
+        raise ModelError(
+            f"the input of a tiled convolution has an extent, {clean(symbolic[0], 40)}, that is "
+            f"known only when the model runs; give it with --input-dim NAME=EXTENT"
+        )

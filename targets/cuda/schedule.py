@@ -65,6 +65,19 @@ def _apply(rule: Any, function: Any, target: Any) -> Any:
         target = _WITHOUT_TENSOR_CORES
     try:
         result = rule.apply(function, target, False)
-    except (AssertionError, s_tir.schedule.ScheduleError):  # a rule misjudged it
+    except (AssertionError, RuntimeError, ValueError, s_tir.schedule.ScheduleError):  # misjudged
         return None
-    return result[0] if isinstance(result, list) else result
+    schedule = result[0] if isinstance(result, list) else result
+    return schedule if schedule is None or _can_be_built(schedule.mod) else None
+
+
+def _can_be_built(module: Any) -> bool:
+    """Whether sums that several threads share are where TVM can make code of them.
+
+    Its rule for reductions puts those of a grouped convolution elsewhere.
+    """
+    try:
+        s_tir.transform.LowerCrossThreadReduction()(module)
+    except ValueError:
+        return False
+    return True

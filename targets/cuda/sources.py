@@ -395,7 +395,3 @@ struct Wgmma<{CUDA_TYPES[dtype]}, {columns}> {{
 
 def _bits(value: float) -> int:
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
-
-
-def _rounded(size: int) -> int:
-    return (size + 15) // 16 * 16

@@ -31,6 +31,7 @@ class CudaTarget:
             UsageError: if an architecture is unknown, or there is no C++ or CUDA compiler.
         """
         from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines  # noqa: PLC0415
+        from tbn_compile.targets.compiled.verification import NOT_COMPARED  # noqa: PLC0415
         from tbn_compile.targets.cuda.artifact import compile_artifact  # noqa: PLC0415
         from tbn_compile.targets.cuda.compilation import compiler_name  # noqa: PLC0415
 
@@ -59,6 +60,8 @@ class CudaTarget:
                 "Not run: no GPU here for this code. The graph was checked on the CPU; validate "
                 "the artifact with tbn-validate on a machine that has one"
             )
+        if checked is None:
+            lines.append(NOT_COMPARED)
         return Package((request.output,), details, tuple(lines))
 
 
@@ -81,8 +84,8 @@ def _architectures(names: Sequence[str] | None) -> tuple[str, ...]:
     return (own,) if own in ARCHITECTURES else DEFAULT_ARCHITECTURES
 
 
-def _verify(artifact: Path, request: Request, architectures: tuple[str, ...]) -> str:
-    """Where what was compiled ran beside ONNX Runtime: "cuda" or "cpu"."""
+def _verify(artifact: Path, request: Request, architectures: tuple[str, ...]) -> str | None:
+    """Where what was compiled ran beside ONNX Runtime: "cuda", "cpu", or None: nowhere."""
     from tbn_compile.targets.compiled.cuda_device import find_gpu, runs_on  # noqa: PLC0415
     from tbn_compile.targets.compiled.verification import verify_artifact  # noqa: PLC0415
     from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
@@ -90,11 +93,9 @@ def _verify(artifact: Path, request: Request, architectures: tuple[str, ...]) ->
 
     gpu = find_gpu()
     if gpu is not None and runs_on(gpu, architectures):
-        verify_artifact(artifact, request.source, request.input_dims)
-        return "cuda"
+        return "cuda" if verify_artifact(artifact, request.source, request.input_dims) else None
     compiled = compile_artifact(request.graph, request.source.name, find_processor())
     with tempfile.TemporaryDirectory() as folder:
         twin = Path(folder) / artifact.name
         twin.write_bytes(compiled.content)
-        verify_artifact(twin, request.source, request.input_dims)
-    return "cpu"
+        return "cpu" if verify_artifact(twin, request.source, request.input_dims) else None

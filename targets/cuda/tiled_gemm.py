@@ -134,12 +134,12 @@ def pack_words(signs: Signs) -> npt.NDArray[np.uint32]:
 
 
 def gemm_function(problem: GemmProblem, architectures: Sequence[str]) -> Any:
-    """A TIR function `(x, words, scale, bias, y)` for the problem.
+    """A TIR function `(x, words, scale, bias, y)`, or `(…, y, sums)`, for the problem.
 
     x is T[M, K], words as from `pack_words`, scale and bias float32[N], y T[M, N]; each starts at a
-    multiple of 16 bytes. Where M is known only at run time, the function holds kernels for few and
-    for many rows and chooses by it. Where "90" is among the architectures, it also holds Hopper's
-    own and chooses by the device.
+    multiple of 16 bytes. `sums` is memory that it may overwrite, see `sums_shape`. Where M is known
+    only at run time, the function holds kernels for few and for many rows and chooses by it. Where
+    "90" is among the architectures, it also holds Hopper's own and chooses by the device.
 
     Args:
         problem: see `serves`.
@@ -147,24 +147,37 @@ def gemm_function(problem: GemmProblem, architectures: Sequence[str]) -> Any:
     """
     outputs, inputs = problem.outputs, problem.inputs
     with IRBuilder() as built, builder.prim_func():
-        handles = [builder.arg(name, T.handle()) for name in ("x", "words", "scale", "bias", "y")]
         batch = T.int64() if problem.batch is None else tirx.IntImm("int64", problem.batch)
+        kinds: dict[str, tuple[tuple[Any, ...], str]] = {
+            "x": ((batch, inputs), problem.dtype),
+            "words": (words_shape(problem.rows, inputs), "uint32"),
+            "scale": ((outputs,), "float32"),
+            "bias": ((outputs,), "float32"),
+            "y": ((batch, outputs), problem.dtype),
+        }
+        sums = sums_shape(problem)
+        if sums is not None:
+            kinds["sums"] = (sums, "float32")
+        handles = [builder.arg(name, T.handle()) for name in kinds]
         tensors = [
-            T.match_buffer(handle, shape, dtype)
-            for handle, (shape, dtype) in zip(
-                handles,
-                (
-                    ((batch, inputs), problem.dtype),
-                    (words_shape(problem.rows, inputs), "uint32"),
-                    ((outputs,), "float32"),
-                    ((outputs,), "float32"),
-                    ((batch, outputs), problem.dtype),
-                ),
-                strict=True,
-            )
+            T.match_buffer(handle, *kind)
+            for handle, kind in zip(handles, kinds.values(), strict=True)
         ]
         _launch(problem, architectures, tensors, batch)
     return built.get().with_attr(*_EARLY_START) if "90" in architectures else built.get()
+
+
+def sums_shape(problem: GemmProblem) -> tuple[int, int, int] | None:
+    """Of the float32 sums that a few-rows layer of static batch keeps between two kernels, or None.
+
+    The caller gives that memory, because a captured graph needs it to stay where it is; a dynamic
+    batch is never captured, and its function takes memory from TVM's pool.
+    """
+    ragged = problem.rows % 8 or problem.inputs % 8
+    if problem.batch is None or problem.batch > FEW_ROWS or ragged:
+        return None
+    shape = _gemv_shape(problem, problem.batch, _MEMORY.most)
+    return (shape.splits, shape.lines, problem.rows) if shape.splits > 1 else None
 
 
 def _launch(problem: GemmProblem, architectures: Sequence[str], tensors: Any, batch: Any) -> None:
@@ -309,11 +322,11 @@ def _launch_gemm(problem: GemmProblem, shape: GemmShape, tensors: Any, batch: An
 def _launch_gemv(
     problem: GemmProblem, shape: GemvShape, tensors: Any, batch: Any, least_memory: int
 ) -> None:
-    x, words, scale, bias, y = tensors
+    x, words, scale, bias, y, *given = tensors
     rows, copies, inputs = problem.rows, problem.copies, problem.inputs
     name = f"tiled_gemv_{digest(problem.dtype, problem.steps, shape)}"
-    sums = y
-    if shape.splits > 1:
+    sums = given[0] if given else y
+    if shape.splits > 1 and not given:
         sums = T.alloc_buffer((shape.splits, shape.lines, rows), "float32", scope="global")
     with (
         T.launch_thread("blockIdx.x", -(-rows // shape.rows) * shape.splits),
@@ -332,7 +345,7 @@ def _launch_gemv(
 
 
 def _finish_gemv(problem: GemmProblem, splits: int, sums: Any, tensors: Any, batch: Any) -> None:
-    _, _, scale, bias, y = tensors
+    _, _, scale, bias, y, *_ = tensors
     name = f"tiled_gemv_finish_{digest(problem.dtype, problem.steps, splits)}"
     quads = tirx.floordiv(batch * problem.rows, 4)
     with (

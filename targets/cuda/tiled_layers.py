@@ -29,6 +29,7 @@ from tbn_compile.targets.cuda.tiled_gemm import (
     gemm_function,
     pack_words,
     serves,
+    sums_shape,
 )
 from tbn_compile.tile import Signs
 
@@ -85,7 +86,8 @@ class _Lowering(relax.PyExprMutator):
             steps=tuple(_statements(layer)),
         )
         function = gemm_function(problem, self._architectures)
-        y = self._call(function, layer, x, signs, row_scale, [batch, weight.outputs])
+        sums = sums_shape(problem)
+        y = self._call(function, layer, x, signs, row_scale, [batch, weight.outputs], sums)
         return self._reshaped(y, layer.result_shape())
 
     def _call(
@@ -96,15 +98,23 @@ class _Lowering(relax.PyExprMutator):
         signs: Signs,
         row_scale: RunScale,
         shape: list[Any],
+        sums: tuple[int, ...] | None = None,
     ) -> Any:
-        """A variable bound to `function(x, words, scale, bias)`, of this shape."""
+        """A variable bound to `function(x, words, scale, bias)`, of this shape.
+
+        Where the function needs memory for sums, that is a second result which nobody reads.
+        """
         hint = "tiled_conv" if layer.window else "tiled_gemm"
         name = self.builder_.add_func(function.with_attr(FINISHED_KERNEL), hint)
         outputs = layer.weight.outputs
         constants = (pack_words(signs), _row_scale(row_scale, outputs), _bias(layer))
+        arguments = [x, *map(relax.const, constants)]
         result = relax.TensorType(shape, layer.element_type)
-        call = relax.call_tir(name, [x, *map(relax.const, constants)], result)
-        return self.builder_.emit(call)
+        if sums is None:
+            return self.builder_.emit(relax.call_tir(name, arguments, result))
+        results = [result, relax.TensorType(sums, "float32")]
+        both = self.builder_.emit(relax.call_tir(name, arguments, results))
+        return self.builder_.emit(relax.TupleGetItem(both, 0))
 
     def _as_matrix(self, layer: TiledLayer) -> Any:
         *leading, inputs = layer.x.ty.shape.values

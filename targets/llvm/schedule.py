@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
@@ -36,7 +37,33 @@ def _scheduled(function: Any) -> Any:
     for block in blocks:
         if _adds_up_rows(schedule.get(block)):
             _add_up_rows(schedule, block)
+        else:
+            _split_copies(schedule, block)
     return schedule.mod["main"]
+
+
+def _split_copies(schedule: Any, block: Any) -> None:
+    """Cut the loop over outputs that repeat every few rows into one over copies and one over rows.
+
+    LLVM 22 takes `output % 4`, as an index of what lies 8 numbers apart, for `output % 8` in
+    vectors of 8.
+    """
+    variables, loops = list(schedule.get(block).iter_vars), schedule.get_loops(block)
+    if len(loops) != len(variables):
+        return
+    periods: dict[int, int] = {}
+
+    def note(node: Any) -> Any:
+        for place, variable in enumerate(variables):
+            if isinstance(node.b, tirx.IntImm) and node.a.same_as(variable.var):
+                periods.setdefault(place, int(node.b))
+        return node
+
+    tvm_ffi.structural_map(schedule.get(block).body, (tirx.FloorMod, note))
+    for place, period in periods.items():
+        extent = schedule.get(loops[place]).extent
+        if isinstance(extent, tirx.IntImm) and int(extent) > period:
+            schedule.split(loops[place], [None, period])
 
 
 def _add_up_rows(schedule: Any, block: Any) -> None:

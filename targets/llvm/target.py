@@ -27,7 +27,10 @@ class LlvmTarget:
             UsageError: if there is no such processor, or no C++ compiler.
         """
         from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines  # noqa: PLC0415
-        from tbn_compile.targets.compiled.verification import verify_artifact  # noqa: PLC0415
+        from tbn_compile.targets.compiled.verification import (  # noqa: PLC0415
+            NOT_COMPARED,
+            verify_artifact,
+        )
         from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
         from tbn_compile.targets.llvm.processors import (  # noqa: PLC0415
             NATIVE,
@@ -44,12 +47,11 @@ class LlvmTarget:
         with staging_folder(request.output) as staging:
             written = staging / request.output.name
             written.write_bytes(compiled.content)
-            if not missing:
-                verify_artifact(written, request.source, request.input_dims)
+            verified = not missing and verify_artifact(written, request.source, request.input_dims)
         details = {
             "processor": processor.name,
             "features": list(processor.features),
-            "verified": not missing,
+            "verified": verified,
             "portable_layers": compiled.portable_layers,
         }
         features = ", ".join(processor.features) or "no extensions"
@@ -60,4 +62,6 @@ class LlvmTarget:
                 f"Not run here, because this machine lacks {', '.join(missing)}: "
                 f"validate it with tbn-validate on one that has them"
             )
+        elif not verified:
+            lines.append(NOT_COMPARED)
         return Package((request.output,), details, tuple(lines))

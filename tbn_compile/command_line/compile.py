@@ -150,7 +150,7 @@ def compile_tool(
             optimize,
             board,
             cpu,
-            tuple(cuda_arch.split(",")) if cuda_arch is not None else None,
+            tuple(name.strip() for name in cuda_arch.split(",")) if cuda_arch is not None else None,
             Tuning(tuning_file, tune, rpc_tracker) if tuning_file is not None else None,
         )
         compiled = compile_model(model, target, output, options)

@@ -1,5 +1,6 @@
 """The kernel for few rows of x: how it divides the work, what it asks of the device, results."""
 
+import re
 from itertools import pairwise
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from tbn_compile.targets.cuda.tiled_gemm import (
     _gemv_shape,
     gemm_function,
     pack_words,
+    sums_shape,
 )
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -99,6 +101,21 @@ def compiled(path, function, architectures):
     return tvm.runtime.load_module(str(path))
 
 
+def sums_of(problem, device):
+    shape = sums_shape(problem)
+    return [] if shape is None else [tvm.runtime.empty(shape, "float32", device)]
+
+
+def test_static_sums_are_the_callers_memory_because_graphs_keep_its_address():
+    problem = GemmProblem("float16", 8, 4096, 4, 4096)
+    function = gemm_function(problem, ["80", "90"])
+    assert sums_shape(problem)[1:] == (8, 4096)
+    assert len(function.params) == 6
+    assert "alloc_buffer" not in re.sub(r'alloc_buffer\([^\n]*scope="shared', "", function.script())
+    assert sums_shape(GemmProblem("float16", None, 4096, 4, 4096)) is None
+    assert sums_shape(GemmProblem("float16", 4, 4096, 4, 4096)) is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "inputs"), [SMALL, ODD])
@@ -119,7 +136,7 @@ def test_results_are_right_and_the_same_each_time(
         results = []
         for _ in range(3):
             y = tvm.runtime.tensor(np.full((batch, 3 * rows), np.nan, DTYPES[dtype]), device)
-            main["main"](tvm.runtime.tensor(x, device), *constants, y)
+            main["main"](tvm.runtime.tensor(x, device), *constants, y, *sums_of(problem, device))
             results.append(y.numpy())
         reference = x.astype(np.float64) @ weight.T + bias
         error = np.linalg.norm(results[0].astype(np.float64) - reference)
@@ -143,7 +160,7 @@ def test_a_layer_waits_for_the_one_before_it(tmp_path):
         tvm.runtime.tensor(np.full_like(x, np.nan), device) for _ in range(12)
     ]
     for source, target in pairwise(chain):
-        main(source, *constants, target)
+        main(source, *constants, target, *sums_of(problem, device))
     weight = np.tile(np.where(signs, 1.0, -1.0), (2, 1)) * scale[:, None].astype(np.float64)
     reference = x.astype(np.float64)
     for _ in chain[1:]:

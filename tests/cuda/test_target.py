@@ -196,3 +196,30 @@ def test_layers_without_a_kernel_are_told(tmp_path, without_gpu):
     _, _, report = compile_architecture("series", tmp_path, cuda_arch=("80",))
     assert report.details["portable_layers"] == 1
     assert any(line.startswith("1 tiled layers take the portable") for line in report.details_lines)
+
+
+def test_spatial_extents_must_be_known(tmp_path, without_gpu):
+    graph = GraphBuilder()
+    x = graph.input("x", [1, 8, "h", 6])
+    weight = graph.weight("w", tiled_array((8, 8, 3, 3), 144, 0.5))
+    onnx.save(graph.model(graph.node("Conv", [x, weight], "y"), rank=4), tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"extent, h, that is known only .* --input-dim NAME=EXT"):
+        compile_model(tmp_path / "model.onnx", "cuda", tmp_path / "model.so")
+
+
+def test_what_no_schedule_of_tvms_suits_takes_another(tmp_path, without_gpu):
+    graph = GraphBuilder()
+    x = graph.input("x", [1, 8, 6, 6])
+    dense = np.random.default_rng(0).standard_normal((8, 4, 3, 3), np.float32)
+    y = graph.node("Conv", [x, graph.weight("w", dense)], group=2)
+    graph.node("ReduceMean", [y], "z", keepdims=0)
+    onnx.save(graph.model("z", rank=0), tmp_path / "model.onnx")
+    options = CompileOptions(cuda_arch=("80",))
+    assert compile_model(tmp_path / "model.onnx", "cuda", tmp_path / "model.so", options)
+
+
+@pytest.mark.parametrize("target", ["llvm", "cuda"])
+def test_bfloat16_is_compiled_and_told_not_compared(target, tmp_path, without_gpu):
+    model = save(tmp_path, "g (bfloat16[n, 4] x) => (bfloat16[n, 4] y) { y = Relu(x) }")
+    report = compile_model(model, target, tmp_path / "model.so")
+    assert any(line.startswith("Not compared") for line in report.details_lines)

@@ -1,5 +1,7 @@
 """Models through target llvm: what compiles, and how bad input is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -189,3 +191,33 @@ def test_features_of_a_named_processor():
 def test_a_hidden_feature_is_switched_off(monkeypatch):
     processor = find_processor("skylake-avx512").model_copy(update={"features": ("avx2",)})
     assert "-avx512f" in tvm_target(processor).attrs["mattr"]
+
+
+def test_batch_norm_in_float16_that_nothing_takes_in(tmp_path):
+    model = save(
+        tmp_path,
+        "g (float16[2, 3, 4, 4] x) => (float16[2, 3, 4, 4] y)"
+        "<float16[3] s = {1, 2, 3}, float16[3] b = {0, 1, 0}, float16[3] m = {0, 0, 1},"
+        " float16[3] v = {1, 1, 2}>"
+        "{ r = Relu(x) y = BatchNormalization(r, s, b, m, v) }",
+    )
+    compile_model(model, "llvm", tmp_path / "model.so")
+    assert validate_library(model, tmp_path / "model.so").passed
+
+
+def test_four_rows_that_repeat_in_wide_vectors(tmp_path):
+    """LLVM 22 vectorises `output % 4` of the portable kernel wrongly in this layer."""
+    model = Path(__file__).with_name("four_rows.onnx")
+    compile_model(model, "llvm", tmp_path / "model.so")
+    assert validate_library(model, tmp_path / "model.so").passed
+
+
+@pytest.mark.parametrize("target", ["ort", "llvm"])
+def test_a_layer_that_nothing_reads_is_dropped(target, tmp_path):
+    graph = GraphBuilder()
+    x = graph.input("x", [2, 16])
+    weight = graph.weight("w", tiled_array((16, 16), 64, 0.5))
+    graph.node("MatMul", [x, weight], "unread")
+    onnx.save(graph.model(graph.node("MatMul", [x, weight], "y"), rank=2), tmp_path / "model.onnx")
+    report = compile_model(tmp_path / "model.onnx", target, tmp_path / "artifact")
+    assert [layer.name for layer in report.lowered] == [report.layers[0].name]
