@@ -120,13 +120,14 @@ _UNSUPPORTED_IN_MICROSOFT = ("FusedConv", "FusedGemm", "FusedMatMul", "MatMulNBi
 
 
 def normalise(model: ir.Model, input_dims: Mapping[str, int]) -> ir.Model:
-    """Inline functions, raise old operator sets, drop what is unused, pin and infer shapes."""
+    """Inline functions, raise old operator sets, pin and infer shapes, drop what is unused."""
     inline = common.InlinePass(criteria=lambda function: function.domain != DOMAIN)
     model = inline(model).model
     passes.RaiseOpsetPass()(model)
-    common.RemoveUnusedNodesPass()(model)  # a layer that nothing reads is none
     _pin_dimensions(model, input_dims)
-    return passes.InferShapesPass()(model).model
+    model = passes.InferShapesPass()(model).model
+    common.RemoveUnusedNodesPass()(model)  # a layer that nothing reads is none
+    return model
 
 
 def lower(model: ir.Model, finder: passes.TileFinder) -> ir.Model:

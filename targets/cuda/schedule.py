@@ -24,7 +24,7 @@ _LIMITS = {
     "thread_warp_size": 32,
 }
 """They hold on every GPU, without asking one."""
-# TVM 0.27 crashes as it tensorizes float16.
+# TVM 0.27 crashes as it tensorizes float16, with newer releases of tvm-ffi than we ask for.
 _WITHOUT_TENSOR_CORES = tvm.target.Target({"kind": "cuda", "arch": "sm_60", **_LIMITS})
 
 
