@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, redirect_stdout
 from traceback import walk_tb
 from typing import Any
 
@@ -26,9 +26,8 @@ def to_relax(model: ir.Model) -> Any:
     Raises:
         ModelError: if TVM cannot import it.
     """
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(io.StringIO()):  # it prints graphs that it cannot convert
+        with _quiet("onnx_ir"), redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
             return from_onnx(ir.to_proto(model), keep_params_in_input=False)
     except ModelError:
         raise
@@ -46,6 +45,17 @@ def _failed_node(error: Exception) -> str | None:
             what = f"node {clean(node.name, 60)!r}" if node.name else "an unnamed node"
             return f"{what} ({clean(node.op_type, 40)})"
     return None
+
+
+@contextmanager
+def _quiet(name: str) -> Generator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def graph_problems(

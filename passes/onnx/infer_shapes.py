@@ -43,12 +43,15 @@ class _Failure(logging.Handler):
 def _infer(model: ir.Model, *, with_data: bool) -> bool:
     logger, failure = logging.getLogger(common.ShapeInferencePass.__module__), _Failure()
     propagates, logger.propagate = logger.propagate, False
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # a quiet parent must not hide the failure
     logger.addHandler(failure)
     try:
         result = common.ShapeInferencePass(data_prop=with_data)(model)
     finally:
         logger.removeHandler(failure)
         logger.propagate = propagates
+        logger.setLevel(level)
     if failure.error is not None:
         first = next((line for line in str(failure.error).splitlines() if line.strip()), "")
         raise ModelError(f"shapes contradict each other: {clean(first, 250)}")

@@ -1,5 +1,6 @@
 """Tensors whose claims do not hold, and data outside the model's folder."""
 
+import logging
 import os
 
 import numpy as np
@@ -27,6 +28,18 @@ def test_dimensions(model, refuse_model, dims):
     del model.graph.initializer[0].dims[:]
     model.graph.initializer[0].dims.extend(dims)
     refuse_model(model, "shapes contradict" if dims == [2048] else "tensor 'w'")
+
+
+def test_contradictions_are_told_whatever_the_logging(model, refuse_model):
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        del model.graph.initializer[0].dims[:]
+        model.graph.initializer[0].dims.append(2048)
+        refuse_model(model, "shapes contradict")
+    finally:
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("where", ["input", "output", "value_info"])
