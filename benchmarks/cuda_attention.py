@@ -12,13 +12,13 @@ time is the median over replays of a CUDA graph of twenty calls; PyTorch reads t
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cuda_kernels import command_line, median_us
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 """Largest ‖y − reference‖ / ‖reference‖."""
@@ -140,13 +140,11 @@ def module_of(case: Case) -> Any:
     return builder.get()
 
 
-def run(folder: Path, runtime: Path, only: str) -> list[dict[str, Any]]:
+def run(folder: Path, only: str) -> list[dict[str, Any]]:
     """Check every case, time some, and print a table."""
     import torch  # noqa: PLC0415
     import tvm_ffi  # noqa: PLC0415
 
-    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
-        ctypes.CDLL(str(runtime / name), mode=ctypes.RTLD_GLOBAL)
     library = tvm_ffi.load_module(str(folder / "attention.so"))
     parameters = json.loads((folder / "attention.json").read_text())
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
@@ -183,7 +181,6 @@ def _measure(torch: Any, case: Case, function: Any, names: Sequence[str]) -> dic
     row["right"] = row["error"] < TOLERANCE[case.dtype]
     if not case.timed:
         return row
-    from cuda_kernels import median_us  # noqa: PLC0415
 
     attend = torch.nn.functional.scaled_dot_product_attention
     row["ours_us"] = median_us(torch, [lambda: function(*arguments, output)])
@@ -231,26 +228,5 @@ def _line(case: Case, row: dict[str, Any]) -> str:
     return f"| {case.name} | {times} | {rate:.0f} | {verdict} |"
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="The attention kernel beside PyTorch's")
-    parser.add_argument("action", choices=("build", "run"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--runtime", type=Path, help="folder with libtvm_runtime.so")
-    parser.add_argument("--only", default="", help="only cases whose name holds this text")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    arguments = parser.parse_args()
-    if arguments.action == "build":
-        build(arguments.folder)
-        return
-    if arguments.runtime is None:
-        parser.error("run needs --runtime")
-    rows = run(arguments.folder, arguments.runtime, arguments.only)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if not all(row["right"] for row in rows):
-        raise SystemExit("some results are wrong")
-
-
 if __name__ == "__main__":
-    main()
+    command_line("The attention kernel beside PyTorch's", build, run)

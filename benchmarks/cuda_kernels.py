@@ -208,13 +208,11 @@ def build(folder: Path) -> None:
             path.write_bytes(label(path.read_bytes()))
 
 
-def run(folder: Path, runtime: Path, only: str) -> list[dict[str, Any]]:
+def run(folder: Path, only: str) -> list[dict[str, Any]]:
     """Check every case, time those of the two tables, and print them."""
     import torch  # noqa: PLC0415
     import tvm_ffi  # noqa: PLC0415
 
-    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
-        ctypes.CDLL(str(runtime / name), mode=ctypes.RTLD_GLOBAL)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     bandwidth, rate = _ceilings(torch)
@@ -425,9 +423,13 @@ def _line(case: Case | Convolution, row: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="CUDA kernels beside cuBLAS")
+def command_line(
+    description: str,
+    build: Callable[[Path], None],
+    run: Callable[[Path, str], list[dict[str, Any]]],
+) -> None:
+    """Read the command line of a benchmark that is built on one machine and run on another."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("action", choices=("build", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", type=Path, help="folder with libtvm_runtime.so")
@@ -439,12 +441,14 @@ def main() -> None:
         return
     if arguments.runtime is None:
         parser.error("run needs --runtime")
-    rows = run(arguments.folder, arguments.runtime, arguments.only)
+    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
+        ctypes.CDLL(str(arguments.runtime / name), mode=ctypes.RTLD_GLOBAL)
+    rows = run(arguments.folder, arguments.only)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if not all(row["right"] for row in rows):
-        raise SystemExit(1)
+        raise SystemExit("some results are wrong")
 
 
 if __name__ == "__main__":
-    main()
+    command_line("CUDA kernels beside cuBLAS", build, run)

@@ -238,6 +238,45 @@ def make_input_sets(
     return [random_inputs(original, seed + index, input_dims) for index in range(input_sets)]
 
 
+def reference_runs(
+    original: CheckedModel,
+    artifact: str,
+    shapes: Mapping[str, Sequence[Any]],
+    outputs: Sequence[str],
+    inputs: str | Path | None,
+    seed: int,
+    input_sets: int,
+    input_dims: Mapping[str, int] | None,
+) -> tuple[list[Arrays], list[Arrays]]:
+    """Inputs that suit a model and an artifact, and what ONNX Runtime makes of them.
+
+    Args:
+        original: the model.
+        artifact: its printable name.
+        shapes: of the artifact's inputs, by name.
+        outputs: the names of its outputs.
+        inputs: an `.npz` file, or None.
+        seed: of the first random set.
+        input_sets: how many random sets.
+        input_dims: extents that were given for symbolic dimensions, or None.
+
+    Raises:
+        ModelError: if the two have other inputs or outputs, or the model fails.
+        UsageError: if an option does not fit the model.
+    """
+    check_interface(artifact, original, list(shapes), outputs)
+    dims = known_dims(original, shapes, input_dims or {})
+    sets = make_input_sets(original, inputs, seed, input_sets, dims)
+    session = Session(original)
+    return sets, [session.run(feeds) for feeds in sets]
+
+
+def report_step(progress: ProgressCallback | None, done: int, total: int) -> None:
+    """Tell a callback, if there is one, how far a validation is."""
+    if progress is not None:
+        progress("validate", done, total)
+
+
 def compare_outputs(
     references: Sequence[Arrays], results: Sequence[Arrays], runtime: str, allowed: AllowedError
 ) -> list[Comparison]:
@@ -274,8 +313,7 @@ class _Steps:
         for feeds in sets:
             results.append(session.run(feeds))
             self.done += 1
-            if self.progress is not None:
-                self.progress("validate", self.done, self.total)
+            report_step(self.progress, self.done, self.total)
         return results
 
 

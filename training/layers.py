@@ -35,14 +35,14 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(
         outputs: Tensor,
-        scores: Tensor,  # noqa: ARG004
-        x: Tensor,  # noqa: ARG004
-        weight_gradient: WeightGradient,  # noqa: ARG004
+        scores: Tensor,  # noqa: ARG004 -- autograd's
+        x: Tensor,  # noqa: ARG004 -- autograd's
+        weight_gradient: WeightGradient,  # noqa: ARG004 -- autograd's
     ) -> Tensor:
         return outputs.view_as(outputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 -- autograd's
         _, scores, x, ctx.weight_gradient = inputs
         ctx.save_for_backward(x)
         ctx.shape, ctx.dtype = scores.shape, scores.dtype
@@ -111,14 +111,14 @@ class TiledLayer(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
         """Output of the layer, as the PyTorch layer's."""
         tiled = tiled_tensor(self)
         if tiled is None or not self.training or not self._rows_repeat(tiled, input):
             return cast("Tensor", super().forward(input))
         return self._repeat_rows(tiled, input)
 
-    def _rows_repeat(self, tiled: TiledTensor, x: Tensor) -> bool:  # noqa: ARG002
+    def _rows_repeat(self, tiled: TiledTensor, x: Tensor) -> bool:  # noqa: ARG002 -- subclasses ask it
         """Whether the outputs are scaled copies of those of the tile's rows."""
         return tiled.tiling.p > 1 and tiled.tiling.shape[0] % tiled.tiling.p == 0
 

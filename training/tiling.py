@@ -35,11 +35,11 @@ class _RepeatTile(torch.autograd.Function):
     """The `[p, q]` weight `alpha * tile`, whose gradient goes past the sign to the scores."""
 
     @staticmethod
-    def forward(scores: Tensor, tile: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(scores: Tensor, tile: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG004 -- autograd's
         return alpha * tile
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004 -- autograd's
         scores, tile, alpha = inputs
         ctx.save_for_backward(tile, alpha)
         ctx.scores_shape = scores.shape
@@ -55,11 +55,11 @@ class _MeanMagnitude(torch.autograd.Function):
     """Mean of the magnitudes in each row; what `span` weights share gets 1 / span of a gradient."""
 
     @staticmethod
-    def forward(source: Tensor, span: int) -> Tensor:  # noqa: ARG004
+    def forward(source: Tensor, span: int) -> Tensor:  # noqa: ARG004 -- autograd's
         return source.abs().mean(1, keepdim=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG004 -- autograd's
         source, ctx.span = inputs
         ctx.save_for_backward(source)
 

@@ -25,6 +25,13 @@ def lower_call(builder: Any, call: Any) -> Any:
     )
 
 
+def reshaped(builder: Any, x: Any, shape: list[Any]) -> Any:
+    """A tensor by its last axes or as rows: reshaped, unless it has that rank already."""
+    if len(shape) == len(x.ty.shape.values):
+        return x
+    return builder.emit(relax.op.reshape(x, shape))
+
+
 def count_portable_calls(module: Any) -> int:
     """How many calls of `lower_call`'s kernels a module's Relax functions hold, fused or not."""
     return sum(

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tbn_compile.pipeline import ProgressCallback
-from tbn_compile.sessions import CheckedModel, Session, check_model, known_dims
+from tbn_compile.sessions import CheckedModel, check_model
 from tbn_compile.targets.compiled.loader import load
 from tbn_compile.validation import (
     TOLERANCES,
     ValidationReport,
-    check_interface,
     check_options,
     compare_outputs,
-    make_input_sets,
+    reference_runs,
+    report_step,
 )
 
 
@@ -52,20 +52,13 @@ def validate_library(
     check_options(input_sets, tolerance)
     original, compiled = check_model(model), load(artifact)
     manifest = compiled.manifest
-    check_interface(
-        Path(artifact).name,
-        original,
-        [spec.name for spec in manifest.inputs],
-        [spec.name for spec in manifest.outputs],
-    )
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
-    dims = known_dims(original, shapes, input_dims or {})
-    sets = make_input_sets(original, inputs, seed, input_sets, dims)
-    session = Session(original)
-    references = [session.run(feeds) for feeds in sets]
-    _report(progress, 1)
+    outputs = [spec.name for spec in manifest.outputs]
+    options = (inputs, seed, input_sets, input_dims)
+    sets, references = reference_runs(original, Path(artifact).name, shapes, outputs, *options)
+    report_step(progress, 1, 2)
     results = [compiled.run(feeds) for feeds in sets]
-    _report(progress, 2)
+    report_step(progress, 2, 2)
     coarsest = _coarsest_tolerance(original)
 
     def allowed(dtype: str) -> float:
@@ -91,8 +84,3 @@ def _coarsest_tolerance(model: CheckedModel) -> float:
     ]
     names = [value.dtype.numpy().name for value in values if value.dtype is not None]
     return max([TOLERANCES["float32"], *(TOLERANCES.get(name, 0.0) for name in names)])
-
-
-def _report(progress: ProgressCallback | None, done: int) -> None:
-    if progress is not None:
-        progress("validate", done, 2)

@@ -89,7 +89,7 @@ def compiler_name() -> str:
         UsageError: if there is no compiler.
     """
     nvcc = _find_nvcc()
-    if nvcc is not None:
+    if nvcc is not None:  # by its full path
         told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
         release = re.search(r"release ([0-9.]+)", told.stdout)
         return f"nvcc {release[1] if release else 'of unknown version'}"

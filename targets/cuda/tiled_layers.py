@@ -19,7 +19,7 @@ from tbn_compile.passes.relax.distinct_rows import (
     distinct_rows,
 )
 from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
-from tbn_compile.passes.relax.lower_tiled_calls import lower_call
+from tbn_compile.passes.relax.lower_tiled_calls import lower_call, reshaped
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
 from tbn_compile.targets.compiled.scheduling import FINISHED_KERNEL
 from tbn_compile.targets.cuda.sources import ACTIVATIONS, clip_step
@@ -88,7 +88,7 @@ class _Lowering(relax.PyExprMutator):
         function = gemm_function(problem, self._architectures)
         sums = sums_shape(problem)
         y = self._call(function, layer, x, signs, row_scale, [batch, weight.outputs], sums)
-        return self._reshaped(y, layer.result_shape())
+        return reshaped(self.builder_, y, layer.result_shape())
 
     def _call(
         self,
@@ -119,12 +119,7 @@ class _Lowering(relax.PyExprMutator):
     def _as_matrix(self, layer: TiledLayer) -> Any:
         *leading, inputs = layer.x.ty.shape.values
         rows = reduce(operator.mul, leading, tirx.IntImm("int64", 1))
-        return self._reshaped(layer.x, [tvm.sym.Analyzer().simplify(rows), inputs])
-
-    def _reshaped(self, x: Any, shape: list[Any]) -> Any:
-        if len(shape) == len(x.ty.shape.values):
-            return x
-        return self.builder_.emit(relax.op.reshape(x, shape))
+        return reshaped(self.builder_, layer.x, [tvm.sym.Analyzer().simplify(rows), inputs])
 
 
 def served_weight(layer: TiledLayer) -> DistinctRows | None:

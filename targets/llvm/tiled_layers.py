@@ -13,7 +13,7 @@ from tvm import relax, te, tirx
 from tbn_compile.passes.relax import is_tiled, read_layer
 from tbn_compile.passes.relax.distinct_rows import DistinctRows, distinct_rows
 from tbn_compile.passes.relax.epilogue_fusion import rewrite_functions
-from tbn_compile.passes.relax.lower_tiled_calls import lower_call
+from tbn_compile.passes.relax.lower_tiled_calls import lower_call, reshaped
 from tbn_compile.passes.relax.tiled_layer import TiledLayer, Window, constant_of
 from tbn_compile.targets.compiled.scheduling import FINISHED_KERNEL
 from tbn_compile.targets.llvm.kernels import (
@@ -87,14 +87,16 @@ class _Lowering(relax.PyExprMutator):
             shape = [x.ty.shape.values[0], layer.weight.outputs]
         name = self._add(kernel.function, "tiled_conv" if window else "tiled_gemm")
         operands = [
-            self._reshaped(step.operand, shape) if step.kind == "residual" else step.operand
+            reshaped(self.builder_, step.operand, shape)
+            if step.kind == "residual"
+            else step.operand
             for step in layer.epilogue
             if step.operand is not None
         ]
         constants = [relax.const(array, array.dtype.name) for array in kernel.constants]
         kind = relax.TensorType(shape, str(result.dtype))
         y = self.builder_.emit(relax.call_tir(name, [x, *constants, *operands], kind))
-        return self._reshaped(y, list(result.shape.values))
+        return reshaped(self.builder_, y, list(result.shape.values))
 
     def _group(self, weight: DistinctRows) -> int:
         """Inputs of a table of a Gemm, if tables pay; 1 for none."""
@@ -108,7 +110,7 @@ class _Lowering(relax.PyExprMutator):
         """float32[M, distinct columns]: inputs that meet the same signs, scaled and added up."""
         *leading, columns = layer.x.ty.shape.values
         rows = reduce(operator.mul, leading, tirx.IntImm("int64", 1))
-        x = self._reshaped(layer.x, [rows, columns])
+        x = reshaped(self.builder_, layer.x, [rows, columns])
         plan, scale = weight.plan, weight.column_scale
         if scale is not None:
             values = np.repeat(scale.values, scale.run)[: plan.columns]
@@ -121,11 +123,6 @@ class _Lowering(relax.PyExprMutator):
         if str(x.ty.dtype) == "float32":
             return x
         return self.builder_.emit(relax.op.astype(x, "float32"))
-
-    def _reshaped(self, x: Any, shape: list[Any]) -> Any:
-        if len(shape) == len(x.ty.shape.values):
-            return x
-        return self.builder_.emit(relax.op.reshape(x, shape))
 
 
 def _schedule(layer: TiledLayer, window: Window, rows: int, lanes: int) -> Schedule | None:

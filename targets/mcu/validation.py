@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tbn_compile.pipeline import ProgressCallback
-from tbn_compile.sessions import Arrays, Session, check_model, known_dims
+from tbn_compile.sessions import Arrays, check_model
 from tbn_compile.targets.mcu.archive.archive import read_program
 from tbn_compile.targets.mcu.boards.emulator import run_on_board, run_on_host
 from tbn_compile.targets.mcu.boards.profile import Board, find_board
@@ -17,10 +17,10 @@ from tbn_compile.targets.mcu.program import Program, Tensor
 from tbn_compile.validation import (
     TOLERANCES,
     ValidationReport,
-    check_interface,
     check_options,
     compare_outputs,
-    make_input_sets,
+    reference_runs,
+    report_step,
 )
 
 _FLOAT32_TOLERANCE = 1e-5
@@ -62,20 +62,13 @@ def validate_archive(
     check_options(input_sets, tolerance)
     place = None if board is None else find_board(board)
     original, program = check_model(model), read_program(Path(archive))
-    check_interface(
-        Path(archive).name,
-        original,
-        [tensor.name for tensor in program.inputs],
-        [tensor.name for tensor in program.outputs],
-    )
     shapes = {tensor.name: tensor.shape for tensor in program.inputs}
-    dims = known_dims(original, shapes, input_dims or {})
-    sets = make_input_sets(original, inputs, seed, input_sets, dims)
-    session = Session(original)
-    references = [session.run(feeds) for feeds in sets]
-    _report(progress, 1)
+    names = [tensor.name for tensor in program.outputs]
+    options = (inputs, seed, input_sets, input_dims)
+    sets, references = reference_runs(original, Path(archive).name, shapes, names, *options)
+    report_step(progress, 1, 2)
     results = _run(program, place, sets)
-    _report(progress, 2)
+    report_step(progress, 2, 2)
     outputs = [
         comparison
         for tensor in program.outputs
@@ -117,8 +110,3 @@ def _allowed(
     largest = max(float(np.abs(arrays[tensor.name]).max(initial=0)) for arrays in references)
     step = 1.001 * tensor.step / largest if np.isfinite(largest) and largest else 0.0
     return max(_FLOAT32_TOLERANCE, step)
-
-
-def _report(progress: ProgressCallback | None, done: int) -> None:
-    if progress is not None:
-        progress("validate", done, 2)

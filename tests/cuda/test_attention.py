@@ -8,6 +8,8 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
+from helpers.cuda_library import export
+from helpers.relax_calls import operators
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -24,7 +26,7 @@ from tbn_compile.targets.cuda.attention_sources import (
     AttentionShape,
     attention_source,
 )
-from tbn_compile.targets.cuda.compilation import compile_fatbin, machine_code
+from tbn_compile.targets.cuda.compilation import compile_fatbin
 from tbn_compile.targets.cuda.fuse_attention import FuseAttention
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -68,19 +70,6 @@ def projected(emit, x):
 
 def self_attention(emit, x, mask=None):
     return op.permute_dims(emit(attention(*projected(emit, x), mask)), [0, 2, 1, 3])
-
-
-def called(module):
-    """What `main` calls, in order: operators, and kernels by name."""
-    names = []
-
-    def visit(expression):
-        if isinstance(expression, relax.Call) and isinstance(expression.op, tvm.ir.Op):
-            name = expression.op.name
-            names.append(expression.args[0].name_hint if name == "relax.call_tir" else name)
-
-    relax.analysis.post_order_visit(module["main"], visit)
-    return names
 
 
 def number(expression):
@@ -174,7 +163,7 @@ class _CallEmulation(relax.PyExprMutator):
 def assert_same(module, shapes, symbols=None, leaves=()):
     """The fused module has one kernel and only `leaves` besides, and computes the same."""
     fused = FuseAttention()(module)
-    assert [name for name in called(fused) if name != "relax.reshape"] == [*leaves, "attention"]
+    assert [name for name in operators(fused) if name != "relax.reshape"] == [*leaves, "attention"]
     symbols = symbols or {}
     random = np.random.default_rng(0)
     inputs = [
@@ -261,7 +250,7 @@ def test_what_is_no_view_is_computed_as_before():
         query, key, value = projected(emit, x)
         return attention(query, emit(op.nn.relu(key)), value)
 
-    names = called(FuseAttention()(make_module(shapes, build)))
+    names = operators(FuseAttention()(make_module(shapes, build)))
     assert names[-2:] == ["relax.nn.relu", "attention"]
     leaves = [name for name in names[:-1] if name != "relax.reshape"]
     assert_same(make_module(shapes, build), shapes, leaves=leaves)
@@ -381,7 +370,7 @@ def test_what_pytorch_exports_is_recognised(make, inputs, dynamic, opset):
     )
     module = from_onnx(program.model_proto, keep_params_in_input=False)
     module = relax.transform.CanonicalizeBindings()(module)
-    names = called(FuseAttention()(module))
+    names = operators(FuseAttention()(module))
     assert names.count("attention") == 1
     assert "relax.nn.softmax" not in names
     before = names[: names.index("attention")]
@@ -553,15 +542,6 @@ def test_shapes_fit_the_hardware(dtype, head_size):
 def test_a_whole_module_builds(tmp_path):
     module = FuseAttention()(make_module([("b", "t", 3 * HEADS * SIZE)], self_attention))
     assert b"__global__" not in export(tmp_path, module, ["80"]).read_bytes()
-
-
-def export(tmp_path, module, architectures):
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(architectures) as label:
-        tvm.compile(module, target=target).export_library(str(path))
-        path.write_bytes(label(path.read_bytes()))
-    return path
 
 
 @pytest.mark.gpu

@@ -3,8 +3,8 @@
 import struct
 
 import pytest
-import tvm
 import tvm_ffi
+from helpers.cuda_library import export_function
 
 from tbn_compile.errors import ModelError, UsageError
 from tbn_compile.targets.cuda import compilation
@@ -21,12 +21,8 @@ KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.f; }'
 
 def build(tmp_path, architectures, batch=None):
     problem = GemmProblem("float16", batch, rows=64, copies=4, inputs=256)
-    function = gemm_function(problem, architectures).with_attr("global_symbol", "main")
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(architectures) as label:
-        tvm.compile(tvm.IRModule({"main": function}), target=target).export_library(str(path))
-        return label(path.read_bytes())
+    function = gemm_function(problem, architectures)
+    return export_function(tmp_path, function, architectures).read_bytes()
 
 
 def entries_of(library):

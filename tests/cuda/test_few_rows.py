@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+from helpers.cuda_library import export_function
 
-from tbn_compile.targets.cuda.compilation import compile_fatbin, machine_code
+from tbn_compile.targets.cuda.compilation import compile_fatbin
 from tbn_compile.targets.cuda.sources import GemvShape, gemv_finish_source, gemv_source
 from tbn_compile.targets.cuda.tiled_gemm import (
     _HOPPER_MEMORY,
@@ -91,14 +92,9 @@ def test_only_code_that_waits_may_start_early(architectures, early):
     assert text.count("wait_for_previous();") >= text.count('T.launch_thread("blockIdx.x"')
 
 
-def compiled(path, function, architectures):
+def compiled(folder, function, architectures):
     """A module with the function `main`."""
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    with machine_code(architectures) as label:
-        tvm.compile(module, target=target).export_library(str(path))
-        path.write_bytes(label(path.read_bytes()))
-    return tvm.runtime.load_module(str(path))
+    return tvm.runtime.load_module(str(export_function(folder, function, architectures)))
 
 
 def sums_of(problem, device):
@@ -125,7 +121,7 @@ def test_results_are_right_and_the_same_each_time(
     tmp_path, dtype, rows, inputs, fixed, architectures
 ):
     problem = GemmProblem(dtype, fixed, rows, 3, inputs)
-    main = compiled(tmp_path / "layer.so", gemm_function(problem, architectures), architectures)
+    main = compiled(tmp_path, gemm_function(problem, architectures), architectures)
     random, device = np.random.default_rng(rows), tvm.cuda(0)
     signs = random.random((rows, inputs)) < 0.5
     scale, bias = random.uniform(0.5, 2, (2, 3 * rows)).astype(np.float32)
@@ -149,7 +145,7 @@ def test_a_layer_waits_for_the_one_before_it(tmp_path):
     random = np.random.default_rng(0)
     size, device = 2048, tvm.cuda(0)
     problem = GemmProblem("float32", FEW_ROWS, size // 2, 2, size)
-    main = compiled(tmp_path / "layer.so", gemm_function(problem, ["90"]), ["90"])["main"]
+    main = compiled(tmp_path, gemm_function(problem, ["90"]), ["90"])["main"]
     signs = random.random((size // 2, size)) < 0.5
     scale = np.full(size, size**-0.5, np.float32)
     constants = [

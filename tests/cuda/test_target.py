@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import torch
 from helpers.architectures import ARCHITECTURES, export_architecture
 from helpers.graphs import GraphBuilder
 from helpers.weights import tiled_array
@@ -165,7 +166,6 @@ def test_element_types(dtype, batch, architectures, tmp_path):
 
 @pytest.mark.gpu
 def test_tensors_on_the_gpu_are_not_copied(tmp_path):
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch was built without CUDA")
     compile_model(tiled_layer(tmp_path), "cuda", tmp_path / "model.so")

@@ -5,12 +5,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import tvm
+from helpers.cuda_library import export
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
 from tbn_compile.passes.relax import Step, tiled_binary_conv
 from tbn_compile.passes.relax.tiled_layer import Window
-from tbn_compile.targets.cuda.compilation import machine_code
 from tbn_compile.targets.cuda.tiled_conv import ConvProblem, order_inputs
 from tbn_compile.targets.cuda.tiled_layers import LowerTiledLayers
 from tbn_compile.tile import TiledBinaryWeight, pack_bits
@@ -154,20 +154,14 @@ def test_what_has_no_kernel_goes_the_portable_way(extents, shape, options):
     assert names_of(lowered) == ["tiled_binary_conv"]
 
 
-def export(tmp_path, module, architectures):
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(architectures) as label:
-        lowered = LowerTiledLayers(architectures)(module)
-        tvm.compile(lowered, target=target).export_library(str(path))
-        path.write_bytes(label(path.read_bytes()))
-    return path
+def lower_and_export(folder, module, architectures):
+    return export(folder, LowerTiledLayers(architectures)(module), architectures)
 
 
 @pytest.mark.parametrize("batch", [None, "dynamic"])
 def test_a_whole_module_builds(tmp_path, batch):
     module, *_ = make_conv(*CASES["padded"], dtype="float16", batch=batch)
-    assert b"__global__" not in export(tmp_path, module, ["80", "90"]).read_bytes()
+    assert b"__global__" not in lower_and_export(tmp_path, module, ["80", "90"]).read_bytes()
 
 
 @pytest.mark.gpu
@@ -177,7 +171,7 @@ def test_a_whole_module_builds(tmp_path, batch):
 def test_results(tmp_path, name, dtype, batch):
     extents, shape, _, window = CASES[name]
     module, weight, bias = make_conv(*CASES[name], dtype=dtype, batch=batch)
-    path = export(tmp_path, module, ["80"])
+    path = lower_and_export(tmp_path, module, ["80"])
     device = tvm.cuda(0)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
     x = np.random.default_rng(1).standard_normal(extents).astype(DTYPES[dtype])

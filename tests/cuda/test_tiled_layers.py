@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+from helpers.cuda_library import export
 from tvm import relax
 
 from tbn_compile.passes.relax import Step, tiled_binary_gemm
-from tbn_compile.targets.cuda.compilation import compile_fatbin, machine_code
+from tbn_compile.targets.cuda.compilation import compile_fatbin
 from tbn_compile.targets.cuda.sources import GemmShape, gemm_source
 from tbn_compile.targets.cuda.tiled_gemm import (
     GemmProblem,
@@ -128,7 +129,7 @@ def test_constants_say_a_weight_that_repeats_along_the_inputs():
 @pytest.mark.parametrize("batch", [5, None])
 def test_a_whole_module_builds(tmp_path, architectures, dtype, batch):
     module, *_ = make_layer(dtype, batch=batch)
-    assert b"__global__" not in export(tmp_path, module, architectures).read_bytes()
+    assert b"__global__" not in lower_and_export(tmp_path, module, architectures).read_bytes()
 
 
 def test_layers_of_different_sizes_share_a_kernel():
@@ -161,15 +162,8 @@ static_assert(tbn::Gemm<{element}, a_activation, 2, 1, 96, 10, 96>::kThreads == 
     compile_fatbin(gemm_source("a", gemm, dtype, []) + checks, ["90"])
 
 
-def export(tmp_path, module, architectures):
-    """The path of a library with the lowered module in it."""
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-    path = tmp_path / "model.so"
-    with machine_code(architectures) as label:
-        lowered = LowerTiledLayers(architectures)(module)
-        tvm.compile(lowered, target=target).export_library(str(path))
-        path.write_bytes(label(path.read_bytes()))
-    return path
+def lower_and_export(folder, module, architectures):
+    return export(folder, LowerTiledLayers(architectures)(module), architectures)
 
 
 @pytest.mark.gpu
@@ -179,7 +173,7 @@ def export(tmp_path, module, architectures):
 @pytest.mark.parametrize("batch", [1, 9, 40])
 def test_results(tmp_path, dtype, scaling, batch, architectures):
     module, weight, bias = make_layer(dtype, scaling, batch=batch)
-    path = export(tmp_path, module, architectures)
+    path = lower_and_export(tmp_path, module, architectures)
     device = tvm.cuda(0)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
     x = np.random.default_rng(1).standard_normal((batch, 2, 40)).astype(DTYPES[dtype])
@@ -194,7 +188,7 @@ def test_results(tmp_path, dtype, scaling, batch, architectures):
 @pytest.mark.parametrize("batch", [4, 40])
 def test_float32_keeps_what_is_not_finite(tmp_path, batch):
     module, weight, bias = make_layer("float32", batch=batch)
-    path = export(tmp_path, module, ["80", "90"])
+    path = lower_and_export(tmp_path, module, ["80", "90"])
     device = tvm.cuda(0)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
     x = np.random.default_rng(1).standard_normal((batch, 2, 40)).astype(np.float32)

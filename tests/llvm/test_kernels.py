@@ -10,7 +10,7 @@ import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layer_strategies import conv_cases, gemm_cases
-from runtime_models import Layer, make_model
+from runtime_models import Layer, largest_sums, make_model
 from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
@@ -217,15 +217,3 @@ def run(module, processor, inputs):
     lowered = lower(module, target, vector_lanes(processor), can_permute(processor))
     machine = relax.VirtualMachine(tvm.compile(lowered, target=target), tvm.cpu())
     return machine["main"](*map(tvm.runtime.tensor, inputs)).numpy()
-
-
-def largest_sums(layer, x):
-    """What each output would be if nothing cancelled: rounding errors are relative to it."""
-    positive = replace(
-        layer,
-        bits=np.ones_like(layer.bits),
-        scale=np.abs(layer.scale),
-        bias=None if layer.bias is None else np.abs(layer.bias),
-        attributes={k: v for k, v in layer.attributes.items() if "activation" not in k},
-    )
-    return positive.expected(np.abs(x)) + 1e-6

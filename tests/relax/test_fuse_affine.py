@@ -2,7 +2,8 @@
 
 import numpy as np
 import tvm
-from relax_modules import ONE_SCALE, OUTPUTS, ROW_SCALES, constant, conv, gemm, operators, run
+from helpers.relax_calls import operators
+from relax_modules import ONE_SCALE, OUTPUTS, ROW_SCALES, constant, conv, gemm, run
 from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R

@@ -7,10 +7,11 @@ import pytest
 import tvm
 from helpers.graphs import compile_proto
 from helpers.quantization import quantized_example, run_unoptimized
+from helpers.relax_calls import operators
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layer_strategies import conv_cases, gemm_cases
-from relax_modules import ROW_SCALES, constant, conv, gemm, kernels, operators, run
+from relax_modules import ROW_SCALES, constant, conv, gemm, kernels, run
 from runtime_models import make_model
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx

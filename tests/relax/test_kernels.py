@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layer_strategies import conv_cases, gemm_cases
 from relax_modules import run_onnx
-from runtime_models import Layer, make_model
+from runtime_models import Layer, largest_sums, make_model
 
 TOLERANCES = {"float32": 5e-7, "float16": 1e-3, "bfloat16": 8e-3}
 dtypes = st.sampled_from(sorted(TOLERANCES))
@@ -64,18 +64,6 @@ def assert_right(layer, x, dtype, shape=None):
     expected = layer.expected(x)
     assert actual.shape == expected.shape
     assert (np.abs(actual - expected) <= TOLERANCES[dtype] * largest_sums(layer, x)).all()
-
-
-def largest_sums(layer, x):
-    """What each output would be if nothing cancelled: rounding errors are relative to it."""
-    positive = replace(
-        layer,
-        bits=np.ones_like(layer.bits),
-        scale=np.abs(layer.scale),
-        bias=None if layer.bias is None else np.abs(layer.bias),
-        attributes={k: v for k, v in layer.attributes.items() if "activation" not in k},
-    )
-    return positive.expected(np.abs(x)) + 1e-6
 
 
 def rounded(layer, dtype):

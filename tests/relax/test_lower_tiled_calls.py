@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tvm
-from relax_modules import OUTPUTS, conv, gemm, kernels, operators, run
+from helpers.relax_calls import operators
+from relax_modules import OUTPUTS, conv, gemm, kernels, run
 from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R

@@ -3,8 +3,9 @@
 import numpy as np
 import onnx
 import pytest
+from helpers.relax_calls import operators
 from onnx import helper
-from relax_modules import operators, run
+from relax_modules import run
 from runtime_models import Layer, make_model
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx

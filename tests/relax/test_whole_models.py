@@ -8,8 +8,9 @@ import pytest
 import tvm
 from helpers.graphs import GraphBuilder, compile_proto, random_feeds
 from helpers.graphs import run as run_reference
+from helpers.relax_calls import operators
 from helpers.weights import tiled_array
-from relax_modules import operators, run
+from relax_modules import run
 from tvm.relax.frontend.onnx import from_onnx
 
 from tbn_compile.compiler import compile_model

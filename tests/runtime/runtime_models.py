@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +203,15 @@ def relative_error(actual: npt.NDArray[Any], expected: Floats) -> float:
     if not expected.size:
         return 0.0
     return float(np.abs(actual - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def largest_sums(layer, x):
+    """What each output would be if nothing cancelled: rounding errors are relative to it."""
+    positive = replace(
+        layer,
+        bits=np.ones_like(layer.bits),
+        scale=np.abs(layer.scale),
+        bias=None if layer.bias is None else np.abs(layer.bias),
+        attributes={k: v for k, v in layer.attributes.items() if "activation" not in k},
+    )
+    return positive.expected(np.abs(x)) + 1e-6
