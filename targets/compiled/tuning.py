@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +22,7 @@ from tvm.s_tir import meta_schedule
 
 from tbn_compile.errors import UsageError, clean
 from tbn_compile.targets import Tuning
+from tbn_compile.targets.compiled.environment import environment
 from tbn_compile.targets.compiled.scheduling import SCHEDULED, is_scheduled
 from tbn_compile.targets.compiled.tuning_file import Found, Search, read_tuning, write_tuning
 
@@ -31,7 +31,6 @@ _CONNECT_SECONDS = 10
 _TRIALS_AT_ONCE = 16
 _TILED = "tiled_"
 """In the names of portable kernels of tiled layers."""
-_SAFE_PATH = "PYTHONSAFEPATH"
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
 tvm_ffi.register_error("UsageError", UsageError)  # it keeps its type on its way through TVM
@@ -43,10 +42,11 @@ class ApplyTuning:
 
     Args:
         tuning: see `Tuning`; None leaves the module as it is.
+        prepare: called first in each process that builds variants.
     """
 
-    def __init__(self, tuning: Tuning | None) -> None:
-        self.tuning = tuning
+    def __init__(self, tuning: Tuning | None, prepare: Callable[[], None] | None = None) -> None:
+        self.tuning, self.prepare = tuning, prepare
 
     def transform_module(self, module: Any, _context: Any) -> Any:
         """Schedule the functions of an IRModule that have no schedule and are in the file.
@@ -59,7 +59,8 @@ class ApplyTuning:
         target = _search_target(tvm.target.Target.current(allow_none=False))
         content = read_tuning(self.tuning.file)
         if self.tuning.trials:
-            search, found = _search(module, target, self.tuning, seed=1 + len(content.searches))
+            seed = 1 + len(content.searches)
+            search, found = _search(module, target, self.tuning, self.prepare, seed)
             content = content.with_search(search, found)
             write_tuning(content, self.tuning.file)
         return _apply(module, content.schedules_for(_name(target)), self.tuning.file)
@@ -192,7 +193,9 @@ def _name(target: Any) -> str:
     return json.dumps(description, sort_keys=True, default=list)
 
 
-def _search(module: Any, target: Any, tuning: Tuning, seed: int) -> tuple[Search, list[Found]]:
+def _search(
+    module: Any, target: Any, tuning: Tuning, prepare: Callable[[], None] | None, seed: int
+) -> tuple[Search, list[Found]]:
     tasks = [
         task
         for task in meta_schedule.relax_integration.extract_tasks(module, target, {})
@@ -204,14 +207,15 @@ def _search(module: Any, target: Any, tuning: Tuning, seed: int) -> tuple[Search
             "nothing; give extents with --input-dim, or leave --tune out"
         )
     database, failures = meta_schedule.database.MemoryDatabase(), _Failures()
-    with _safe_path():
+    # Workers must not import what lies in the current folder.
+    with environment("PYTHONSAFEPATH", "1"):
         meta_schedule.tune_tasks(
             tasks=_contexts(tasks, tuning.trials, seed),
             task_weights=[task.weight for task in tasks],
             work_dir="",
             max_trials_global=tuning.trials,
             num_trials_per_iter=min(max(tuning.trials // len(tasks), 1), _TRIALS_AT_ONCE),
-            builder=_builder(),
+            builder=_builder(prepare),
             runner=_runner(tuning.tracker),
             database=database,
             cost_model=cost_model(),
@@ -272,15 +276,15 @@ def _only_function(module: Any) -> Any:
     return function
 
 
-def _builder() -> Any:
+def _builder(prepare: Callable[[], None] | None) -> Any:
     """Builds variants in workers; TVM's own way first parses the tensor intrinsics of all GPUs."""
 
-    # A local function travels as it is; the workers need not find this package.
+    # A local function travels as it is; `prepare` alone makes workers import this package.
     def build(module: Any, target: Any, _parameters: Any) -> Any:
         rewrite = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)
         return tvm.driver.build(rewrite(module), target=target)
 
-    return meta_schedule.builder.LocalBuilder(f_build=build)
+    return meta_schedule.builder.LocalBuilder(f_build=build, initializer=prepare)
 
 
 @contextmanager
@@ -294,19 +298,6 @@ def _without_intrinsics() -> Generator[None]:
         yield
     finally:
         del sys.modules[_INTRINSICS]
-
-
-@contextmanager
-def _safe_path() -> Generator[None]:
-    """Keep workers from importing what lies in the current folder."""
-    before = os.environ.get(_SAFE_PATH)
-    os.environ[_SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_SAFE_PATH]
-        if before is not None:
-            os.environ[_SAFE_PATH] = before
 
 
 @derived_object

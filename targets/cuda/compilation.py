@@ -1,7 +1,7 @@
 """CUDA source → machine code for named architectures, on a machine with or without a GPU.
 
-By nvcc of the CUDA toolkit, or else by NVRTC and nvFatbin from PyPI. TVM would embed the source
-where it finds no GPU, for the loader to compile; `machine_code` puts the fat binary in its place.
+By nvcc of the CUDA toolkit, or else by NVRTC and nvFatbin from PyPI. TVM would embed the source,
+for the loader to compile, or code for one GPU; `machine_code` puts the fat binary in its place.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import tvm_ffi
 
 from tbn_compile.errors import ModelError, UsageError, clean
+from tbn_compile.targets.compiled.environment import environment
 
 ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 """Compute capabilities that there can be machine code for; "90" includes Hopper's instructions."""
@@ -33,7 +34,7 @@ _MISSING = (
 )
 # The driver's header is not for NVRTC; kernels only pass its 128-byte descriptor on.
 _RTC_PRELUDE = "struct alignas(64) CUtensorMap { unsigned long long opaque[16]; };\n"
-_HOOKS = ("tvm_callback_cuda_postproc", "tvm_callback_cuda_compile")
+_POSTPROCESS, _COMPILE = "tvm_callback_cuda_postproc", "tvm_callback_cuda_compile"
 # A CUDA module in a library: its kind, its length, and the format of the code that follows.
 _LABEL = struct.pack("<Q", 4) + b"cuda"
 _SOURCE_LABEL = re.compile(re.escape(_LABEL) + rb".{8}" + re.escape(_LABEL), re.DOTALL)
@@ -125,18 +126,29 @@ def machine_code(architectures: Sequence[str]) -> Generator[Callable[[bytes], by
                 raise ModelError("the library lacks its CUDA machine code")
         return _SOURCE_LABEL.sub(lambda match: match[0][: -len(_LABEL)] + _BINARY_LABEL, library)
 
-    previous = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in _HOOKS}
-    tvm_ffi.register_global_func(_HOOKS[0], compile_source, override=True)
-    # Where TVM finds a GPU it compiles what the first hook gave; that is done already.
-    tvm_ffi.register_global_func(_HOOKS[1], lambda code: code, override=True)
+    previous = tvm_ffi.get_global_func(_POSTPROCESS, allow_missing=True)
+    tvm_ffi.register_global_func(_POSTPROCESS, compile_source, override=True)
     try:
-        yield label
+        # Where there is a GPU too: TVM would compile for it, and take the code for text.
+        with environment("TVM_COMPILE_FORCE_FALLBACK", "1"):
+            yield label
     finally:
-        for name, function in previous.items():
-            if function is None:
-                tvm_ffi.remove_global_func(name)
-            else:
-                tvm_ffi.register_global_func(name, function, override=True)
+        if previous is None:
+            tvm_ffi.remove_global_func(_POSTPROCESS)
+        else:
+            tvm_ffi.register_global_func(_POSTPROCESS, previous, override=True)
+
+
+def compile_for(architectures: Sequence[str]) -> None:
+    """Have TVM, where it compiles CUDA source for a GPU, compile as an artifact's is.
+
+    TVM's own way takes code for its target's very architecture, and a package that we do not need.
+
+    Args:
+        architectures: of `ARCHITECTURES`.
+    """
+    names = check_architectures(architectures)
+    tvm_ffi.register_global_func(_COMPILE, lambda code: compile_fatbin(code, names), override=True)
 
 
 class _Nvrtc(NamedTuple):

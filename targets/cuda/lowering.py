@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import tvm
@@ -12,6 +13,7 @@ from tbn_compile.passes.relax import FoldBatchNorm, FuseActivation, FuseAffine, 
 from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.legalization import LEGALIZATIONS
 from tbn_compile.targets.compiled.tuning import ApplyTuning
+from tbn_compile.targets.cuda.compilation import compile_for
 from tbn_compile.targets.cuda.fuse_attention import FuseAttention
 from tbn_compile.targets.cuda.schedule import ScheduleForGpu
 from tbn_compile.targets.cuda.tiled_layers import LowerTiledLayers
@@ -46,7 +48,7 @@ def lower(
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
-        ApplyTuning(tuning),
+        ApplyTuning(tuning, partial(compile_for, architectures)),
         ScheduleForGpu(),
     )
     with target:

@@ -107,7 +107,7 @@ class BrokenBuilder(meta_schedule.builder.PyBuilder):
 
 
 def test_a_search_that_measures_nothing_says_why(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "_builder", BrokenBuilder)
+    monkeypatch.setattr(tuning, "_builder", lambda _: BrokenBuilder())
     with pytest.raises(UsageError, match="no variant could be measured: linker: no space left;"):
         compiled(model, tmp_path, tmp_path / "found.json", 2)
     assert not list(tmp_path.iterdir())

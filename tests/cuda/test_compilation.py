@@ -1,5 +1,6 @@
 """Fat binaries: what they hold, and what becomes of bad input."""
 
+import os
 import struct
 
 import pytest
@@ -11,11 +12,13 @@ from tbn_compile.targets.cuda import compilation
 from tbn_compile.targets.cuda.compilation import (
     ARCHITECTURES,
     compile_fatbin,
+    compile_for,
     machine_code,
 )
 from tbn_compile.targets.cuda.fatbin import MAGIC, Entry, read_entries
 from tbn_compile.targets.cuda.tiled_gemm import GemmProblem, gemm_function
 
+HOOK = "tvm_callback_cuda_postproc"
 KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.f; }'
 
 
@@ -79,13 +82,42 @@ def test_source_that_does_not_compile():
         compile_fatbin("not CUDA", ["80"])
 
 
-def test_hooks_are_put_back():
-    before = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
+def test_hook_and_environment_are_put_back(monkeypatch):
+    monkeypatch.setenv("TVM_COMPILE_FORCE_FALLBACK", "0")
     with machine_code(["80"]):
-        assert tvm_ffi.get_global_func("tvm_callback_cuda_postproc", allow_missing=True)
-    assert tvm_ffi.get_global_func("tvm_callback_cuda_postproc", allow_missing=True) is None
-    after = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
-    assert (after is None) == (before is None)
+        assert tvm_ffi.get_global_func(HOOK, allow_missing=True)
+        assert os.environ["TVM_COMPILE_FORCE_FALLBACK"] == "1"
+    assert tvm_ffi.get_global_func(HOOK, allow_missing=True) is None
+    assert os.environ["TVM_COMPILE_FORCE_FALLBACK"] == "0"
+
+
+@pytest.fixture
+def gpu_module():
+    """Stands for what TVM makes modules with where there is a GPU; holds what reached it."""
+    name, seen = "ffi.Module.create.cuda", []
+    before = tvm_ffi.get_global_func(name, allow_missing=True)
+    tvm_ffi.register_global_func(name, lambda *module: seen.append(module), override=True)
+    yield seen
+    if before is None:
+        tvm_ffi.remove_global_func(name)
+    else:
+        tvm_ffi.register_global_func(name, before, override=True)
+
+
+def test_a_gpu_here_changes_nothing(tmp_path, gpu_module):
+    library = build(tmp_path, ["80"], 8)
+    assert set(entries_of(library)) == {Entry("cubin", 80), Entry("ptx", 80)}
+    assert not gpu_module
+
+
+def test_a_search_compiles_as_the_artifact_is():
+    before = tvm_ffi.get_global_func("tvm_callback_cuda_compile")
+    try:
+        compile_for(["80"])
+        code = tvm_ffi.get_global_func("tvm_callback_cuda_compile")(KERNEL)
+    finally:
+        tvm_ffi.register_global_func("tvm_callback_cuda_compile", before, override=True)
+    assert set(read_entries(bytes(code))) == {Entry("cubin", 80), Entry("ptx", 80)}
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF" * 8, MAGIC])
