@@ -29,6 +29,7 @@ _CONTENDERS = {
     "library": "tiled, with library",
     "stock": "tiled, without library",
     "llvm": "tiled, compiled for this CPU",
+    "cuda": "tiled, compiled for this GPU",
 }
 
 

@@ -6,8 +6,10 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from tbn_compile.benchmarking import BenchmarkReport, Timing
 from tbn_compile.command_line.benchmark import app as benchmark
 from tbn_compile.command_line.validate import app as validate
+from tbn_compile.tables import benchmark_table
 
 
 def invoke(app, *arguments):
@@ -57,6 +59,12 @@ def test_benchmark_times_both(example):
     assert (report["rounds"], report["artifact"]) == (3, "mlp.so")
     table = invoke(benchmark, example.model, example.artifact, "--runs", "2").stdout
     assert "compiled for this CPU" in table
+
+
+@pytest.mark.parametrize("target", ["llvm", "cuda"])
+def test_every_target_has_a_row(target):
+    report = BenchmarkReport("model.onnx", "model.so", 2, 1, 1, 1, (Timing(target, 1, 1, 1, 1),))
+    assert benchmark_table(report).row_count == 1
 
 
 def test_stock_does_not_go_with_a_library(example):

@@ -11,14 +11,21 @@ import torch
 from helpers.architectures import ARCHITECTURES, export_architecture
 from helpers.graphs import GraphBuilder
 from helpers.weights import tiled_array
+from typer.testing import CliRunner
 
 from tbn_compile import CompileOptions, ModelError, UsageError, compile_model, load
+from tbn_compile.command_line.benchmark import app as benchmark
+from tbn_compile.command_line.validate import app as validate
+from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled import cuda_device, loader
 from tbn_compile.targets.compiled.artifact import read_artifact
 from tbn_compile.targets.compiled.cuda_device import runs_on
+from tbn_compile.targets.compiled.tuning_file import read_tuning
 from tbn_compile.targets.compiled.validation import validate_library
 from tbn_compile.targets.cuda import compilation
 from tbn_compile.targets.cuda.fatbin import MAGIC, read_entries
+
+DENSE = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
 
 
 @pytest.fixture
@@ -190,6 +197,29 @@ def test_a_graph_is_replayed_with_fresh_inputs(tmp_path):
     for x, result in zip(inputs, first, strict=True):
         np.testing.assert_array_equal(compiled(x), result)
     assert not np.array_equal(first[0], first[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tool", [validate, benchmark])
+def test_tools_run_it_on_the_gpu(tool, tmp_path):
+    model, artifact = tiled_layer(tmp_path), tmp_path / "model.so"
+    compile_model(model, "cuda", artifact)
+    arguments = [str(model), str(artifact), "--input-dim", "n=3"]
+    done = CliRunner().invoke(tool, arguments, env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.stderr
+    assert {validate: "cuda", benchmark: "compiled for this GPU"}[tool] in done.stdout
+
+
+@pytest.mark.gpu
+def test_a_search_measures_on_the_gpu(tmp_path):
+    graph = GraphBuilder()
+    hidden = graph.node("MatMul", [graph.input("x", [8, 96]), graph.weight("w", DENSE)])
+    onnx.save(graph.model(graph.node("Softmax", [hidden], "y"), rank=2), tmp_path / "model.onnx")
+    artifact, file = tmp_path / "model.so", tmp_path / "found.json"
+    compile_model(tmp_path / "model.onnx", "cuda", artifact, CompileOptions(tuning=Tuning(file, 2)))
+    (search,) = read_tuning(file).searches
+    assert (search.scheduled, search.failed) == (2, 0), search.first_failure
+    assert validate_library(tmp_path / "model.onnx", artifact).passed
 
 
 def test_layers_without_a_kernel_are_told(tmp_path, without_gpu):
