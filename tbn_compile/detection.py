@@ -29,7 +29,8 @@ _WORK = 64
 """How often a weight's signs may be compared in the search for one kind of period."""
 _LEAST_WORK = 2**26
 _TRIES = 256
-_SMALLEST_GAIN = 4
+SMALLEST_GAIN = 4
+"""A tile pays if the weight needs as many times its bytes; so does a scale for its weights."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def detect_tile(
     positive = weight > 0
     if positive.all() or not positive.any():
         return NotTiled("all weights have the same sign: a constant, not a tile")
-    if best.stored_bytes * _SMALLEST_GAIN > weight.nbytes:
+    if best.stored_bytes * SMALLEST_GAIN > weight.nbytes:
         return NotTiled(
             f"a tile would need {best.stored_bytes} of the weight's {weight.nbytes} bytes"
         )
@@ -156,7 +157,7 @@ def _plain_tiles(
     layout: Layout,
 ) -> Iterator[TiledBinaryWeight]:
     """Tiles whose scales are all positive: per layer, per tile, or per run of equal magnitudes."""
-    if changes.size * _SMALLEST_GAIN > flat.size:
+    if changes.size * SMALLEST_GAIN > flat.size:
         return
     length = smallest_period(positive)
     if changes.size == 0:
@@ -187,10 +188,10 @@ def _flipped_tiles(
 ) -> Iterator[TiledBinaryWeight]:
     """Tiles whose scale belongs to a row of [N, K], or a run inside it, and may be negative."""
     inputs = flat.size // outputs
-    if inputs <= _SMALLEST_GAIN:
+    if inputs <= SMALLEST_GAIN:
         return
     run = _scale_run(flat, changes, layout, outputs)
-    if run is None or (layout == "NK" and run <= _SMALLEST_GAIN):
+    if run is None or (layout == "NK" and run <= SMALLEST_GAIN):
         return
     grid = positive.reshape(outputs, inputs) if layout == "NK" else positive.reshape(inputs, -1).T
     empty = zeros.reshape(outputs, inputs) if layout == "NK" else zeros.reshape(inputs, -1).T

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tbn_compile.compiler import inspect_model
-from tbn_compile.detection import NotTiled, detect_tile
+from tbn_compile.detection import SMALLEST_GAIN, NotTiled, detect_tile
 from tbn_compile.errors import TbnError
 from tbn_compile.reports import ModelReport
 
@@ -129,11 +129,15 @@ def _check_lowering(model: nn.Module, report: ModelReport) -> None:
 
 
 def _tile_sizes(model: nn.Module) -> dict[str, int]:
-    """The number of weights of each layer whose weight is worth a tile."""
+    """The number of weights of each layer whose weight is worth a tile.
+
+    A BatchNorm that the exporter folds into a layer leaves one scale for each row, which a row of
+    few weights is not worth.
+    """
     return {
         name: candidate.weight.numel()
         for name, candidate in candidates(model).items()
-        if _is_tile(candidate.weight)
+        if candidate.weight[0].numel() > SMALLEST_GAIN and _is_tile(candidate.weight)
     }
 
 

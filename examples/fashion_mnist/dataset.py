@@ -17,10 +17,16 @@ def load(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         FileNotFoundError: the Debian package is not installed.
         ValueError: a file is not an IDX file of bytes.
     """
+    images, labels = load_bytes(split)
+    return images.astype(np.float32) / 255, labels
+
+
+def load_bytes(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Like `load`, with the images as they are stored, in 0..255."""
     prefix = PREFIXES[split]
     pixels = read_idx(FOLDER / f"{prefix}-images-idx3-ubyte.gz")
     labels = read_idx(FOLDER / f"{prefix}-labels-idx1-ubyte.gz")
-    return pixels[:, np.newaxis].astype(np.float32) / 255, labels.astype(np.int64)
+    return pixels[:, np.newaxis], labels.astype(np.int64)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
