@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from tvm import topi
 from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
 from tbn_compile.errors import ModelError, clean
 from tbn_compile.operators import DOMAIN
+from tbn_compile.passes.onnx import ReplaceExpandPass
 
 MOST_LISTED = 20_000
 """Characters of an error that lists every node which cannot be compiled."""
@@ -28,13 +30,23 @@ def to_relax(model: ir.Model) -> Any:
     """
     try:
         with _quiet("onnx_ir"), redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
-            return from_onnx(ir.to_proto(model), keep_params_in_input=False)
+            readable = ReplaceExpandPass()(model).model
+            return from_onnx(ir.to_proto(readable), keep_params_in_input=False)
     except ModelError:
         raise
     except Exception as error:  # TVM's errors have no common base
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         where = _failed_node(error) or "the graph"
         raise ModelError(f"TVM cannot import {where}: {clean(lines[0], 200)}") from error
+
+
+def legalize_take(builder: Any, call: Any) -> Any:
+    """TIR for `relax.take` as ONNX has it: negative indices count from the end.
+
+    None reads outside of the tensor, as TVM's own way would. For `relax.transform.LegalizeOps`.
+    """
+    axis = None if call.attrs.axis is None else int(call.attrs.axis)
+    return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")
 
 
 def _failed_node(error: Exception) -> str | None:

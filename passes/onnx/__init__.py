@@ -11,6 +11,7 @@ from tbn_compile.passes.onnx.lower_gemm import LowerGemmPass
 from tbn_compile.passes.onnx.lower_matmul import LowerMatMulPass
 from tbn_compile.passes.onnx.order_initializers import OrderInitializersPass
 from tbn_compile.passes.onnx.raise_opset import RaiseOpsetPass
+from tbn_compile.passes.onnx.replace_expand import ReplaceExpandPass
 from tbn_compile.passes.onnx.share_tiles import ShareTilesPass
 from tbn_compile.passes.onnx.tiled_nodes import nodes_of, tiled_nodes
 
@@ -26,6 +27,7 @@ __all__ = [
     "LowerMatMulPass",
     "OrderInitializersPass",
     "RaiseOpsetPass",
+    "ReplaceExpandPass",
     "ShareTilesPass",
     "TileFinder",
     "nodes_of",

@@ -6,11 +6,7 @@ from typing import Any
 
 from tvm import topi
 
-
-def _take(builder: Any, call: Any) -> Any:
-    """Negative indices count from the end, and none reads outside of the tensor."""
-    axis = None if call.attrs.axis is None else int(call.attrs.axis)
-    return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")
+from tbn_compile.targets.relax_import import legalize_take
 
 
 def _batch_norm(builder: Any, call: Any) -> Any:
@@ -25,5 +21,5 @@ def _batch_norm(builder: Any, call: Any) -> Any:
     return builder.call_te(normalise, *call.args, primfunc_name_hint="batch_norm")
 
 
-LEGALIZATIONS = {"relax.nn.batch_norm": _batch_norm, "relax.take": _take}
+LEGALIZATIONS = {"relax.nn.batch_norm": _batch_norm, "relax.take": legalize_take}
 """For `relax.transform.LegalizeOps`."""

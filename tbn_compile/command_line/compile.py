@@ -133,8 +133,8 @@ def compile_tool(
     from tbn_compile.compiler import CompileOptions, compile_model  # noqa: PLC0415
     from tbn_compile.targets import Tuning  # noqa: PLC0415
 
-    if validate and target == "ort":
-        _require_library()
+    if validate:
+        _check_validation(target, output)
     if template is not None and emit_project is None:
         raise UsageError("--template belongs to --emit-project DIR; give both or neither")
     if tuning_file is None and (tune or rpc_tracker is not None):
@@ -198,6 +198,21 @@ def _require_library() -> None:
     from tbn_compile.library import get_library_path  # noqa: PLC0415
 
     get_library_path()
+
+
+def _check_validation(target: str, output: Path | None) -> None:
+    """Refuse, before anything is compiled, what could not be validated afterwards."""
+    from tbn_compile.targets import find_target  # noqa: PLC0415
+
+    if target == "ort":
+        _require_library()
+        return
+    suffix = find_target(target).suffix
+    if output is not None and output.suffix != suffix:
+        raise UsageError(
+            f"{clean(output.name, 80)}: validation knows artifacts of target {target} by {suffix}; "
+            f"name the output {clean(output.stem, 80)}{suffix}"
+        )
 
 
 def _validate(

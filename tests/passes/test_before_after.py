@@ -320,3 +320,39 @@ def test_a_dense_weight_is_not_touched():
     dense = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
     before.node("Gemm", [matrix_input(before), before.weight("w", dense)], "y", transB=1)
     assert_stays(passes.LowerGemmPass(finder()), before.model("y"))
+
+
+def expand(x_shape, extents):
+    graph = GraphBuilder()
+    x = graph.input("x", x_shape)
+    graph.node("Expand", [x, graph.weight("extents", np.int64(extents))], "y")
+    return graph.model("y", rank=len(x_shape))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "extents", "repeats"),
+    [
+        (["n", 4, 1], [1, 4, 8], [1, 1, 8]),
+        (["n", 4, 1], [1, 8], [1, 1, 8]),
+        (["n", 1, 3], [1, 2, 1], [1, 2, 1]),
+    ],
+)
+def test_replace_expand(x_shape, extents, repeats):
+    after = GraphBuilder()
+    counts = after.weight("repeats", np.int64(repeats))
+    after.node("Tile", [after.input("x", x_shape), counts], "y")
+    assert_becomes(passes.ReplaceExpandPass(), expand(x_shape, extents), after.model("y", rank=3))
+
+
+def test_replace_expand_that_repeats_nothing():
+    after = GraphBuilder()
+    after.node("Identity", [after.input("x", ["n", 4])], "y")
+    assert_becomes(passes.ReplaceExpandPass(), expand(["n", 4], [1, 1]), after.model("y", rank=2))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "extents"),
+    [([2, 1], [2, 3]), (["n", 1], [2, 3]), (["n", 1], [5, 1, 3]), (["n", 4], [1, 3])],
+)
+def test_replace_expand_leaves_alone(x_shape, extents):
+    assert_stays(passes.ReplaceExpandPass(), expand(x_shape, extents))

@@ -232,6 +232,14 @@ def test_validate_without_the_library_fails_before_anything_is_written(mlp, invo
     assert not mlp.with_name("model.tbn.onnx").exists()
 
 
+@pytest.mark.parametrize(("target", "suffix"), [("llvm", ".so"), ("c", ".tar")])
+def test_an_output_that_could_not_be_validated_is_refused_at_once(mlp, invoke, target, suffix):
+    done = invoke("compile", mlp, "--target", target, "-o", mlp.with_name("x.tbn"), "--validate")
+    assert done.exit_code == 2
+    assert f"by {suffix}; name the output x{suffix}" in done.stderr
+    assert not mlp.with_name("x.tbn").exists()
+
+
 def test_a_model_that_cannot_be_validated_is_still_compiled_and_the_error_says_so(
     save_text, invoke
 ):

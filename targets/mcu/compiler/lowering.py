@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import relax, topi
+from tvm import relax
 from tvm.tirx import PrimFunc
 
 from tbn_compile.passes.relax import (
@@ -27,6 +27,7 @@ from tbn_compile.targets.mcu.compiler.kernels.quantize import LowerQuantize
 from tbn_compile.targets.mcu.compiler.schedule import ScheduleForSmallCores
 from tbn_compile.targets.mcu.cores import Core
 from tbn_compile.targets.mcu.program import Optimization
+from tbn_compile.targets.relax_import import legalize_take
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 """Operators that move no data: the executor gives their result the place of their argument."""
@@ -69,7 +70,7 @@ def lower(
         LowerToKernels(core, optimization),
         LowerQuantize(),
         relax.transform.FuseTransposeMatmul(),
-        relax.transform.LegalizeOps({"relax.take": _take}, skip_ops=list(VIEWS)),
+        relax.transform.LegalizeOps({"relax.take": legalize_take}, skip_ops=list(VIEWS)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
@@ -79,12 +80,6 @@ def lower(
     )
     with tvm.target.Target("c"):
         return tvm.transform.Sequential(steps)(module)
-
-
-def _take(builder: Any, call: Any) -> Any:
-    """Negative indices count from the end, and none reads outside of the tensor."""
-    axis = None if call.attrs.axis is None else int(call.attrs.axis)
-    return builder.call_te(topi.take, call.args[0], call.args[1], axis, mode="wrap")
 
 
 @tvm.transform.module_pass(opt_level=0)

@@ -9,7 +9,7 @@ from tvm import relax
 
 from tbn_compile.errors import ModelError
 from tbn_compile.targets.mcu.program import Sample
-from tbn_compile.targets.relax_import import agrees
+from tbn_compile.targets.relax_import import agrees, legalize_take
 
 _TOLERANCES = {False: 1e-3, True: 0.05}
 """Share of the largest magnitude by whether the graph is quantised: rounding stays below it."""
@@ -28,7 +28,8 @@ def verify_import(module: Any, sample: Sample, *, is_quantized: bool) -> None:
     Raises:
         ModelError: if an output has another shape, type or value; the text names it by its place.
     """
-    executable = tvm.compile(module, target="llvm")
+    safe = relax.transform.LegalizeOps({"relax.take": legalize_take})(module)
+    executable = tvm.compile(safe, target="llvm")
     machine = relax.VirtualMachine(executable, tvm.cpu())
     results = machine["main"](*[tvm.runtime.tensor(array) for array in sample.inputs])
     arrays = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
