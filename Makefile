@@ -28,6 +28,7 @@ lint: $(VENV)/developed ## style, format and types
 
 docs: $(VENV)/developed ## renew the generated pages and the golden files
 	$(BIN)/python docs/generate.py
+	$(BIN)/python examples/training/results.py
 	$(BIN)/python tests/mcu/golden/renew.py
 
 clean:

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from recipe import Recipe, load_recipe, recipe_names
+from recipe import Recipe, first_problem, load_recipe, recipe_names
 
 T = TypeVar("T")
 VARIANTS = {"float": "float", "p1": "p = 1", "p4": "p = 4", "p8": "p = 8", "p16": "p = 16"}
@@ -22,6 +22,7 @@ class LogError(ValueError):
 class Summary(BaseModel):
     """What `train.py` writes at the end of a run; sizes in bytes, multiply-adds per inference."""
 
+    recipe: str
     epochs: int
     metrics: dict[str, float]
     weights: int
@@ -142,25 +143,31 @@ def _read_variants(folder: Path) -> Iterator[tuple[str, Variant]]:
 
 
 def _seed(run: Path) -> int:
-    return int(run.name.removeprefix("seed"))
+    number = run.name.removeprefix("seed")
+    if not number.isdecimal():
+        raise LogError(f"{run}: no folder of a run; its name must be seed and a number")
+    return int(number)
 
 
 def _read_run(folder: Path) -> Run:
     artifacts = folder / "artifacts.json"
     return Run(
-        _read_json(folder / "summary.json", Summary),
-        _read_json(artifacts, dict[str, Artifact]) if artifacts.exists() else {},
+        read_json(folder / "summary.json", Summary),
+        read_json(artifacts, dict[str, Artifact]) if artifacts.exists() else {},
         _read_history(folder / "metrics.csv"),
     )
 
 
-def _read_json(path: Path, kind: type[T]) -> T:
+def read_json(path: Path, kind: type[T]) -> T:
+    """The file's content as `kind`.
+
+    Raises:
+        LogError: it is something else.
+    """
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise LogError(f"{path}: {where}: {first['msg']}") from error
+        raise LogError(f"{path}: {first_problem(error)}") from error
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

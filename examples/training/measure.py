@@ -21,7 +21,8 @@ import torch
 import typer
 from datasets import DATASETS
 from datasets.data import Data, Samples
-from recipe import Recipe, RecipeError, load_recipe
+from logged import Artifact, LogError, Needs, Summary, read_json
+from recipe import Recipe, RecipeError, find, load_recipe
 from task import score
 from torch import Tensor
 
@@ -46,28 +47,28 @@ TIMEOUT = 600.0
 """Seconds that a batch of samples may take in C or on an emulated board."""
 
 
-class Artifact(NamedTuple):
+class Compiled(NamedTuple):
     """A compiled network.
 
     Attributes:
         predict: runs it.
         artifact_bytes: of what the compiler wrote.
-        board: bytes and instructions that it takes on a board, by name; None elsewhere.
+        board: what it takes on a board; None elsewhere.
     """
 
     predict: Predict
     artifact_bytes: int
-    board: dict[str, int] | None = None
+    board: Needs | None = None
 
 
-def compile_for_onnx_runtime(model: Path, target: str, folder: Path) -> Artifact:
+def compile_for_onnx_runtime(model: Path, target: str, folder: Path) -> Compiled:
     """An ONNX file, run with the custom operators."""
     output = folder / "model.tbn.onnx"
     report = compile_model(model, target, output)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(get_library_path())
     predict = run_in_onnx_runtime(output, options)
-    return Artifact(predict, report.artifact_bytes or 0)
+    return Compiled(predict, report.artifact_bytes or 0)
 
 
 def run_in_onnx_runtime(model: Path, options: onnxruntime.SessionOptions | None = None) -> Predict:
@@ -77,45 +78,45 @@ def run_in_onnx_runtime(model: Path, options: onnxruntime.SessionOptions | None 
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
-def compile_library(model: Path, target: str, folder: Path) -> Artifact:
+def compile_library(model: Path, target: str, folder: Path) -> Compiled:
     """A shared library for this machine's CPU or GPU."""
     output = folder / "model.so"
     report = compile_model(model, target, output)
     compiled = load(output)
-    return Artifact(
+    return Compiled(
         lambda inputs: torch.tensor(compiled(inputs.contiguous().numpy())),
         report.artifact_bytes or 0,
     )
 
 
-def compile_portable_c(model: Path, target: str, folder: Path) -> Artifact:
+def compile_portable_c(model: Path, target: str, folder: Path) -> Compiled:
     """C for microcontrollers, built for this machine."""
     output = folder / "model.tar"
     report = compile_model(model, target, output, CompileOptions(ONE_SAMPLE))
     program = read_program(output)
-    return Artifact(
+    return Compiled(
         lambda inputs: _outputs(run_on_host(program, _one_by_one(inputs), timeout=TIMEOUT)),
         report.artifact_bytes or 0,
     )
 
 
-def compile_for_board(model: Path, name: str, folder: Path) -> Artifact:
+def compile_for_board(model: Path, name: str, folder: Path) -> Compiled:
     """C for a microcontroller, run on the emulated board of that name."""
     board, output = find_board(name), folder / "model.tar"
     report = compile_model(model, board.core, output, CompileOptions(ONE_SAMPLE, board=name))
     program = read_program(output)
     run, counts = count_on_board(program, board, [program.sample.inputs])
-    return Artifact(
+    return Compiled(
         lambda inputs: _outputs(
             run_on_board(program, board, _one_by_one(inputs), timeout=TIMEOUT).outputs
         ),
         report.artifact_bytes or 0,
-        {
-            "flash_bytes": run.image.sections.flash,
-            "ram_bytes": run.image.sections.ram,
-            "stack_bytes": run.stack_bytes,
-            "instructions": counts.total.instructions,
-        },
+        Needs(
+            flash_bytes=run.image.sections.flash,
+            ram_bytes=run.image.sections.ram,
+            stack_bytes=run.stack_bytes,
+            instructions=counts.total.instructions,
+        ),
     )
 
 
@@ -127,7 +128,7 @@ def _outputs(results: tuple[tuple[np.ndarray, ...], ...]) -> Tensor:
     return torch.from_numpy(np.concatenate([output for (output,) in results]))
 
 
-COMPILERS: dict[str, Callable[[Path, str, Path], Artifact]] = {
+COMPILERS: dict[str, Callable[[Path, str, Path], Compiled]] = {
     "ort": compile_for_onnx_runtime,
     "llvm": compile_library,
     "cuda": compile_library,
@@ -139,10 +140,10 @@ COMPILERS: dict[str, Callable[[Path, str, Path], Artifact]] = {
 @cache
 def load_data(name: str) -> Data:
     """A data set, once for all runs."""
-    return DATASETS[name]()
+    return find(DATASETS, name)()
 
 
-def measure(run: Path, target: str, samples: int | None = None) -> dict[str, Any]:
+def measure(run: Path, target: str, samples: int | None = None) -> Artifact:
     """Compile the network of a run and score the artifact.
 
     Args:
@@ -151,12 +152,14 @@ def measure(run: Path, target: str, samples: int | None = None) -> dict[str, Any
         samples: how many of the test samples, from the first; None: all.
 
     Returns:
-        `metrics` of the artifact; `expected`: those in PyTorch or, for a part of the samples, of
-        the exported network in stock ONNX Runtime; `samples`; `artifact_bytes`; `board`.
+        What artifacts.json says; expected metrics are those in PyTorch or, for a part of the
+        samples, of the run's ONNX file in stock ONNX Runtime.
 
     Raises:
         TbnError: the run is not complete, or its network does not compile, fit or run.
+        LogError: the run's summary is broken.
         RecipeError: the run's recipe is not there.
+        FileNotFoundError: its data are not installed.
     """
     recipe, expected = _read_summary(run)
     data, model = load_data(recipe.dataset), _find_model(run)
@@ -164,23 +167,23 @@ def measure(run: Path, target: str, samples: int | None = None) -> dict[str, Any
         data = replace(data, test=Samples(*(part[:samples] for part in data.test)))
         expected = score(run_in_onnx_runtime(model), recipe, data)
     with tempfile.TemporaryDirectory() as folder:
-        artifact = COMPILERS[target](model, target, Path(folder))
-        metrics = score(artifact.predict, recipe, data)
-    return {
-        "metrics": metrics,
-        "expected": expected,
-        "samples": len(data.test.inputs),
-        "artifact_bytes": artifact.artifact_bytes,
-        "board": artifact.board,
-    }
+        compiled = COMPILERS[target](model, target, Path(folder))
+        metrics = score(compiled.predict, recipe, data)
+    return Artifact(
+        metrics=metrics,
+        expected=expected,
+        samples=len(data.test.inputs),
+        artifact_bytes=compiled.artifact_bytes,
+        board=compiled.board,
+    )
 
 
 def _read_summary(run: Path) -> tuple[Recipe, dict[str, float]]:
-    try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no summary.json in {run}; let train.py finish the run") from None
-    return load_recipe(summary["recipe"]), summary["metrics"]
+    path = run / "summary.json"
+    if not path.exists():
+        raise UsageError(f"no summary.json in {run}; let train.py finish the run")
+    summary = read_json(path, Summary)
+    return load_recipe(summary.recipe), summary.metrics
 
 
 def _find_model(run: Path) -> Path:
@@ -191,23 +194,26 @@ def _find_model(run: Path) -> Path:
     raise UsageError(f"neither model.onnx nor model.tbn.onnx in {run}; let train.py finish the run")
 
 
-def write(run: Path, target: str, result: dict[str, Any]) -> None:
-    """Add a result to the run's artifacts.json, or replace the target's."""
+def write(run: Path, target: str, artifact: Artifact) -> None:
+    """Add an artifact to the run's artifacts.json, or replace the target's.
+
+    Raises:
+        LogError: the file is broken.
+    """
     path = run / "artifacts.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    text = json.dumps({**known, target: result}, indent=2) + "\n"
+    known = read_json(path, dict[str, Any]) if path.exists() else {}
+    text = json.dumps({**known, target: artifact.model_dump()}, indent=2) + "\n"
     with staging_folder(path) as staging:
         (staging / path.name).write_text(text, encoding="utf-8")
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(artifact: Artifact) -> str:
     """A line for the terminal."""
-    expected = result["expected"]
     metrics = ", ".join(
-        f"{name} {value:.4f} ({value - expected[name]:+.4f} by compiling)"
-        for name, value in result["metrics"].items()
+        f"{name} {value:.4f} ({value - artifact.expected[name]:+.4f} by compiling)"
+        for name, value in artifact.metrics.items()
     )
-    return f"{metrics}; {result['samples']:,} samples; {result['artifact_bytes']:,} bytes"
+    return f"{metrics}; {artifact.samples:,} samples; {artifact.artifact_bytes:,} bytes"
 
 
 def main(
@@ -221,13 +227,13 @@ def main(
     failed = False
     for run in runs:
         try:
-            result = measure(run, target, samples)
-        except (TbnError, RecipeError) as error:
+            artifact = measure(run, target, samples)
+            write(run, target, artifact)
+        except (TbnError, LogError, RecipeError, FileNotFoundError) as error:
             print(f"{run}: {target}: {error}", file=sys.stderr)
             failed = True
         else:
-            write(run, target, result)
-            print(f"{run}: {target}: {describe(result)}")
+            print(f"{run}: {target}: {describe(artifact)}")
     if failed:
         raise typer.Exit(1)
 

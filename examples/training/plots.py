@@ -8,7 +8,7 @@ import matplotlib as mpl
 from logged import VARIANTS, Network
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 from scales import SCORING
 
 COLUMNS = 4
@@ -24,7 +24,7 @@ PAPER = {
 
 def save_plots(networks: list[Network], folder: Path) -> None:
     """Write accuracy.svg and history.svg."""
-    images = [network for network in networks if network.recipe.dataset == "fashion_mnist"]
+    images = [network for network in networks if "fashion_mnist" in network.recipe.dataset]
     with mpl.rc_context(REPRODUCIBLE):
         _save(draw_grid(images, draw_accuracy, sharey=True), folder / "accuracy.svg")
         _save(draw_grid(networks, draw_history, sharey=False), folder / "history.svg")
@@ -79,7 +79,8 @@ def draw_history(axes: Axes, network: Network) -> None:
         color = f"C{[*VARIANTS].index(name)}"
         axes.plot(epochs, errors, color=color, label=VARIANTS[name], linewidth=1)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_major_locator(MaxNLocator(4))  # few of these axes span a power of ten
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("epochs")
     axes.set_ylabel(scoring.error_title)

@@ -54,7 +54,9 @@ def main(
 ) -> None:
     """Write results.md and its plots."""
     networks = read_logs(logs)
-    (docs / "results").mkdir(exist_ok=True)
+    if not networks:
+        raise LogError(f"{logs}: no RECIPE/VARIANT/seedN of a finished run; train.py makes them")
+    (docs / "results").mkdir(parents=True, exist_ok=True)
     save_plots(networks, docs / "results")
     (docs / "results.md").write_text(render(networks), encoding="utf-8")
 

@@ -6,13 +6,20 @@ from typing import Any, NamedTuple
 import pytorch_lightning as lightning
 import torch
 from datasets.data import Data, Samples
-from recipe import Recipe, RecipeError, TaskName
+from recipe import Part, Recipe, RecipeError, TaskName
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
+from tbn_compile.training.parametrization import tiled_tensors
+
 EVALUATION_BATCH = 500
+OPTIMISERS = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+}
 
 
 def _cross_entropy(recipe: Recipe) -> nn.Module:
@@ -136,8 +143,7 @@ class Learner(lightning.LightningModule):
             )
 
     def configure_optimizers(self) -> dict[str, object]:
-        build = getattr(torch.optim, self.recipe.optimiser.name)
-        optimiser = build(self.network.parameters(), **self.recipe.optimiser.arguments)
+        optimiser = self.optimiser.build(OPTIMISERS, self.network.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             max_lr=optimiser.defaults["lr"],
@@ -149,3 +155,9 @@ class Learner(lightning.LightningModule):
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    @property
+    def optimiser(self) -> Part:
+        """The recipe's for this network's weights."""
+        tiled = any(tiled_tensors(layer) for layer in self.network.modules())
+        return (self.recipe.tiled_optimiser if tiled else None) or self.recipe.optimiser

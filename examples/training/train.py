@@ -11,7 +11,7 @@ import os
 import sys
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as lightning
 import torch
@@ -21,13 +21,15 @@ from datasets.data import Data, Samples
 from history import History
 from networks import NETWORKS
 from pytorch_lightning.callbacks import ModelCheckpoint
-from recipe import Recipe, RecipeError, load_recipe
+from recipe import Recipe, RecipeError, find, load_recipe
 from task import EVALUATION_BATCH, Learner, score
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
-from tbn_compile import ModelReport, compile_model
+from tbn_compile import ModelReport, TbnError, compile_model
 from tbn_compile.training import export, freeze, tile_model
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class _Batches(Dataset[Samples]):
@@ -45,7 +47,7 @@ class _Batches(Dataset[Samples]):
 
 def build_network(recipe: Recipe, tiles: int | None) -> nn.Module:
     """The recipe's network, new; tiled unless `tiles` is None."""
-    network = NETWORKS[recipe.network.name](**recipe.network.arguments)
+    network = recipe.network.build(NETWORKS)
     if tiles is not None:
         tile_model(network, p=tiles, min_size=recipe.min_size)
     return network
@@ -62,13 +64,16 @@ def loader(samples: Samples, batch_size: int, seed: int | None = None) -> DataLo
 
 
 def _checkpoints(folder: Path, epochs: int) -> ModelCheckpoint:
-    """Ten in a run, each in place of the one before."""
+    """One each epoch or, of long runs, each tenth of them; it takes the place of the last."""
     every = max(1, epochs // 10)
     return ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_epochs=every)
 
 
-def train(learner: Learner, folder: Path, seed: int, precision: str) -> None:
-    """Fit to the last epoch of the recipe, from the checkpoint in `folder` if there is one."""
+def train(learner: Learner, folder: Path, seed: int, precision: Precision) -> None:
+    """Fit to the last epoch of the recipe, from the checkpoint in `folder` if there is one.
+
+    A run that is resumed draws augmentation and dropout from the start of the seed again.
+    """
     checkpoint = folder / "last.ckpt"
     trainer = lightning.Trainer(
         precision=precision,
@@ -118,21 +123,23 @@ def main(
         str, typer.Argument(metavar="RECIPE", help="a file of recipes/, without .toml")
     ],
     tiles: Annotated[int | None, typer.Option(min=1, help="p; without it, float weights")] = None,
-    seed: Annotated[int, typer.Option(help="of the weights, the order and the augmentation")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="of the weights, the order and the augmentation")
+    ] = 0,
     runs: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
     epochs: Annotated[int | None, typer.Option(min=1, help="in place of the recipe's")] = None,
-    precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, …")] = "32-true",
+    precision: Annotated[Precision, typer.Option(help="as Lightning names it")] = "32-true",
 ) -> None:
     """Train RECIPE and write metrics, checkpoint, ONNX files and summary to its folder in RUNS."""
     recipe = load_recipe(name)
     if epochs is not None:
         recipe = recipe.model_copy(update={"epochs": epochs})
+    lightning.seed_everything(seed, verbose=False)
+    data = find(DATASETS, recipe.dataset)()
+    learner = Learner(build_network(recipe, tiles), recipe, data)
     variant = "float" if tiles is None else f"p{tiles}"
     folder = runs / recipe.name / variant / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    lightning.seed_everything(seed, verbose=False)
-    data = DATASETS[recipe.dataset]()
-    learner = Learner(build_network(recipe, tiles), recipe, data)
     train(learner, folder, seed, precision)
     if os.environ.get("RANK", "0") == "0":
         finish(learner, folder, {"recipe": name, "variant": variant, "seed": seed})
@@ -156,5 +163,5 @@ def finish(learner: Learner, folder: Path, run: dict[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except RecipeError as error:
+    except (RecipeError, TbnError, FileNotFoundError) as error:
         sys.exit(f"train.py: {error}")

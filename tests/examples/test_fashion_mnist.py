@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -32,16 +31,6 @@ def load_module(name: str) -> Any:
 
 
 dataset = load_module("dataset")
-
-
-@pytest.fixture
-def installed_data() -> None:
-    if dataset.FOLDER.exists():
-        return
-    message = "needs the Debian package dataset-fashion-mnist"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def run_script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -40,8 +40,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Data]:
     train_samples = Samples(inputs, torch.arange(SAMPLES) % 10)  # has all classes
     data = Data(train_samples, Samples(inputs, classes), nn.Identity(), nn.Identity())
     folder = tmp_path_factory.mktemp("exported")
-    train.write_model(network, data, folder)
-    summary = {"recipe": "noise", "metrics": {"accuracy": 1.0}}
+    report = train.write_model(network, data, folder)
+    summary = {"recipe": "noise", "epochs": 1, "metrics": {"accuracy": 1.0}}
+    summary.update(train.describe(report))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder, data
 
@@ -111,15 +112,35 @@ def test_a_run_that_fails_stops_no_other(
     assert "accuracy 1.0000" in captured.out
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("summary.json", "{", "Invalid JSON"),
+        ("summary.json", '{"recipe": "noise"}', "epochs: Field required"),
+        ("artifacts.json", "[]", "Input should be an object"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named(
+    finished: Path, file: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / file).write_text(text)
+    with pytest.raises(typer.Exit):
+        measure.main([finished], "ort")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{finished}: ort: {finished / file}: ")
+    assert message in line
+    assert (finished / file).read_text() == text
+
+
 def log(
     folder: Path, seed: int = 0, artifact: dict[str, Any] | None = None, **figures: Any
 ) -> None:
     """Write a run's logs; `figures` are metrics, or replace what all runs have in common."""
     metrics = {key: figures.pop(key) for key in ("accuracy", "mse", "mae") if key in figures}
     summary = {
-        "epochs": 2, "metrics": metrics, "weights": 1_000, "bits_per_weight": 32.0,
-        "original_bytes": 4_000, "stored_bytes": 4_000, "dense_multiply_adds": 80_000,
-        "multiply_adds": 80_000, **figures,
+        "recipe": folder.parent.name, "epochs": 2, "metrics": metrics, "weights": 1_000,
+        "bits_per_weight": 32.0, "original_bytes": 4_000, "stored_bytes": 4_000,
+        "dense_multiply_adds": 80_000, "multiply_adds": 80_000, **figures,
     }  # fmt: skip
     run = folder / f"seed{seed}"
     run.mkdir(parents=True)
@@ -204,9 +225,17 @@ def test_a_network_without_float_is_compared_with_nothing(tmp_path: Path) -> Non
     assert rows(page, "MLP-Mixer")[0][2:6] == ["–", "90.00", "–", "1.5 points"]
 
 
-def test_there_may_be_no_logs(tmp_path: Path) -> None:
-    results.main(tmp_path / "logs", tmp_path)
-    assert "# Results" in (tmp_path / "results.md").read_text()
+def test_without_logs_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="logs: no RECIPE/VARIANT/seedN of a finished run"):
+        results.main(tmp_path / "logs", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_runs_end_in_their_seed(logs: Path) -> None:
+    run = logs / "vit" / "p4" / "seed0"
+    run.rename(run.with_name("seed0-old"))
+    with pytest.raises(LogError, match="seed0-old: no folder of a run"):
+        read_logs(logs)
 
 
 def test_the_same_logs_give_the_same_plots(logs: Path, tmp_path: Path) -> None:
@@ -223,7 +252,11 @@ def test_the_same_logs_give_the_same_plots(logs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("summary.json", '{"epochs": "many"}', "epochs: Input should be a valid integer"),
+        (
+            "summary.json",
+            '{"recipe": "vit", "epochs": "many"}',
+            "epochs: Input should be a valid integer",
+        ),
         ("summary.json", "{", "Invalid JSON"),
         ("artifacts.json", '{"ort": {}}', r"ort\.metrics: Field required"),
         ("metrics.csv", "epoch,accuracy\n1\n", "float"),

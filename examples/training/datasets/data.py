@@ -20,7 +20,7 @@ class Data:
 
     Attributes:
         train: samples to learn from.
-        test: samples that choose nothing and are measured after the last epoch.
+        test: samples that nothing is learned from; measured after each epoch.
         prepare: what a network takes, float32, from a batch of stored inputs.
         augment: random variants of a batch of prepared inputs, of the same shape.
     """

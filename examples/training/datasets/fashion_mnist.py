@@ -1,11 +1,12 @@
 """Fashion-MNIST: grey images of clothes in ten classes, in place of the paper's CIFAR-10."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Data, Samples
 
@@ -24,6 +25,11 @@ def fashion_mnist() -> Data:
         FileNotFoundError: the Debian package `dataset-fashion-mnist` is not installed.
     """
     return Data(_load("train"), _load("test"), prepare, augment)
+
+
+def plain_fashion_mnist() -> Data:
+    """The same without augmentation, for networks that have too few weights to gain by it."""
+    return replace(fashion_mnist(), augment=nn.Identity())
 
 
 def _load(split: str) -> Samples:

@@ -12,7 +12,7 @@ from .data import Data
 from .series import forecasting, packaged_file
 
 FILES = ("data/723170TYA.CSV", "data/703165TY.csv")
-# What both stations measured all year.
+# What both files have for every hour.
 COLUMNS = (
     "GHI (W/m^2)",
     "DNI (W/m^2)",

@@ -8,7 +8,8 @@ class Forecaster(nn.Module):
     """Windows [batch, window, channels] to forecasts [batch, horizon, channels], float32.
 
     Each time step is a token. The head reads the last one and says by how much the future differs
-    from the last value, a residual that Zeng et al. (arXiv 2205.13504) found to matter.
+    from the last value of each channel. NLinear (Zeng et al., arXiv 2205.13504) adds the last value
+    likewise, and subtracts it from its inputs, which this network does not.
     """
 
     def __init__(
