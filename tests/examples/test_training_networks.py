@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from networks import NETWORKS
 from networks.swin import HEAD_DIM, WindowAttention
-from recipe import load_recipe
+from recipe import Recipe, load_recipe, recipe_names
 from torch import Tensor, nn
 
 from tbn_compile import compile_model, validate_model
@@ -142,3 +142,23 @@ def test_small_networks_compile(name: str, tmp_path: Path) -> None:
         compile_model(source, target, artifact)
         report = VALIDATORS[target](source, artifact, input_dims={"batch": 3})
         assert report.passed, report.outputs
+
+
+def sample_shape(recipe: Recipe) -> tuple[int, ...]:
+    if recipe.task == "forecasting":
+        return recipe.network.arguments["window"], recipe.network.arguments["channels"]
+    return (3, 1024) if "pointnet" in recipe.name else (1, 28, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", VALIDATORS)
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_compiles(name: str, target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = load_recipe(name)
+    network = NETWORKS[recipe.network.name](**recipe.network.arguments)
+    tile_model(network, p=8, min_size=recipe.min_size).eval()
+    source, artifact = tmp_path / "model.onnx", tmp_path / "artifact.bin"
+    export(freeze(network), source, torch.rand(1, *sample_shape(recipe)))
+    compile_model(source, target, artifact)
+    assert VALIDATORS[target](source, artifact, input_dims={"batch": 2}).passed
