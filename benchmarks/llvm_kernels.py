@@ -40,8 +40,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 import tbn_compile
+from tbn_compile.targets.compiled.llvm_processors import find_processor, tvm_target, vector_lanes
 from tbn_compile.targets.llvm.kernels.grid import Axis, Grid
-from tbn_compile.targets.llvm.processors import find_processor, tvm_target, vector_lanes
 
 SHARE = 0.75
 TOLERANCE = 1e-5

@@ -16,12 +16,12 @@ from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.artifact import Compilation, pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
+from tbn_compile.targets.compiled.llvm_processors import find_processor, tvm_target
 from tbn_compile.targets.compiled.manifest import Manifest, encodable, tool_versions
 from tbn_compile.targets.compiled.processor import architecture
 from tbn_compile.targets.cuda.compilation import compiler_name, machine_code
 from tbn_compile.targets.cuda.lowering import lower
 from tbn_compile.targets.cuda.schedule import gpu_target
-from tbn_compile.targets.llvm.processors import find_processor, tvm_target
 
 _BASELINES = {"x86_64": "x86-64", "aarch64": "generic"}
 """Processors whose code runs on every machine of an architecture: the host only launches."""

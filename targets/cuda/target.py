@@ -87,9 +87,9 @@ def _architectures(names: Sequence[str] | None) -> tuple[str, ...]:
 def _verify(artifact: Path, request: Request, architectures: tuple[str, ...]) -> str | None:
     """Where what was compiled ran beside ONNX Runtime: "cuda", "cpu", or None: nowhere."""
     from tbn_compile.targets.compiled.cuda_device import find_gpu, runs_on  # noqa: PLC0415
+    from tbn_compile.targets.compiled.llvm_processors import find_processor  # noqa: PLC0415
     from tbn_compile.targets.compiled.verification import verify_artifact  # noqa: PLC0415
     from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
-    from tbn_compile.targets.llvm.processors import find_processor  # noqa: PLC0415
 
     gpu = find_gpu()
     if gpu is not None and runs_on(gpu, architectures):

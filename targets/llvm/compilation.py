@@ -10,9 +10,9 @@ from tbn_compile.targets import Tuning
 from tbn_compile.targets.compiled.artifact import Compilation, pack_artifact
 from tbn_compile.targets.compiled.graph_import import import_graph, tensor_specs
 from tbn_compile.targets.compiled.library import build_library, naming_tvm
+from tbn_compile.targets.compiled.llvm_processors import can_permute, tvm_target, vector_lanes
 from tbn_compile.targets.compiled.manifest import Manifest, Processor, encodable, tool_versions
 from tbn_compile.targets.llvm.lowering import lower
-from tbn_compile.targets.llvm.processors import can_permute, tvm_target, vector_lanes
 
 
 def compile_artifact(

@@ -26,17 +26,17 @@ class LlvmTarget:
                 else, or it cannot be written.
             UsageError: if there is no such processor, or no C++ compiler.
         """
+        from tbn_compile.targets.compiled.llvm_processors import (  # noqa: PLC0415
+            NATIVE,
+            find_processor,
+            missing_features,
+        )
         from tbn_compile.targets.compiled.tuning import check_tuning, tuning_lines  # noqa: PLC0415
         from tbn_compile.targets.compiled.verification import (  # noqa: PLC0415
             NOT_COMPARED,
             verify_artifact,
         )
         from tbn_compile.targets.llvm.compilation import compile_artifact  # noqa: PLC0415
-        from tbn_compile.targets.llvm.processors import (  # noqa: PLC0415
-            NATIVE,
-            find_processor,
-            missing_features,
-        )
 
         processor = find_processor(request.cpu or NATIVE)
         missing = missing_features(processor)

@@ -15,17 +15,17 @@ from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
 from tbn_compile.passes.relax import Step, tiled_binary_conv, tiled_binary_gemm
-from tbn_compile.targets.compiled.processor import architecture, present_features
-from tbn_compile.targets.llvm import tiled_layers
-from tbn_compile.targets.llvm.kernels import Shape, choose_schedule
-from tbn_compile.targets.llvm.lowering import lower
-from tbn_compile.targets.llvm.processors import (
+from tbn_compile.targets.compiled.llvm_processors import (
     NATIVE,
     can_permute,
     find_processor,
     tvm_target,
     vector_lanes,
 )
+from tbn_compile.targets.compiled.processor import architecture, present_features
+from tbn_compile.targets.llvm import tiled_layers
+from tbn_compile.targets.llvm.kernels import Shape, choose_schedule
+from tbn_compile.targets.llvm.lowering import lower
 
 TOLERANCES = {"float32": 5e-7, "float16": 1e-3, "bfloat16": 8e-3}
 NAMES = {"x86_64": ("x86-64", "x86-64-v3", "x86-64-v4")}

@@ -16,9 +16,9 @@ from tvm.tirx.script import builder as T
 
 from tbn_compile import CompileOptions, ModelError, UsageError, compile_model, load
 from tbn_compile.targets.compiled.library import OrderShapeStores
+from tbn_compile.targets.compiled.llvm_processors import find_processor, tvm_target
 from tbn_compile.targets.compiled.processor import architecture, present_features
 from tbn_compile.targets.compiled.validation import validate_library
-from tbn_compile.targets.llvm.processors import find_processor, tvm_target
 
 
 def save(folder, body, opset=18):
@@ -145,7 +145,9 @@ def test_code_for_a_named_processor(tmp_path):
 def test_code_that_this_machine_cannot_run_is_not_run(tmp_path, monkeypatch):
     model = save(tmp_path, "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
     few = present_features() - {"avx2", "fma"}
-    monkeypatch.setattr("tbn_compile.targets.llvm.processors.present_features", lambda: few)
+    monkeypatch.setattr(
+        "tbn_compile.targets.compiled.llvm_processors.present_features", lambda: few
+    )
     monkeypatch.setattr("tbn_compile.targets.compiled.loader.present_features", lambda: few)
     report = compile_model(model, "llvm", tmp_path / "model.so", CompileOptions(cpu="x86-64-v3"))
     assert not report.details["verified"]
