@@ -17,7 +17,7 @@ demo: $(VENV)/installed ## compile the shipped models, validate them and print t
 test: $(VENV)/developed ## every test but the slow ones, under 20 minutes on 2 cores
 	$(BIN)/pytest -m "not slow" -n 2
 
-test-slow: $(VENV)/developed ## the rest: models of gigabytes, old releases of ONNX Runtime, zig
+test-slow: $(VENV)/developed ## the rest: models of gigabytes, whole recipes, old releases of ONNX Runtime, zig
 	$(BIN)/pip install --quiet '.[mcu]'
 	$(BIN)/pytest -m slow
 
