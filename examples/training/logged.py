@@ -1,14 +1,17 @@
 """What finished runs have logged, read back: recipe, variant, seed."""
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from recipe import Recipe, first_problem, load_recipe, recipe_names
+
+from tbn_compile.files import staging_folder
 
 T = TypeVar("T")
 VARIANTS = {"float": "float", "p1": "p = 1", "p4": "p = 4", "p8": "p = 8", "p16": "p = 16"}
@@ -168,6 +171,12 @@ def read_json(path: Path, kind: type[T]) -> T:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         raise LogError(f"{path}: {first_problem(error)}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Put the file in place once it is whole, so that nobody reads a part of it."""
+    with staging_folder(path) as staging:
+        (staging / path.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

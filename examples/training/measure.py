@@ -6,7 +6,6 @@
 Each figure goes to artifacts.json in the run's folder.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 import typer
 from datasets import DATASETS
 from datasets.data import Data, Samples
-from logged import Artifact, LogError, Needs, Summary, read_json
+from logged import Artifact, LogError, Needs, Summary, read_json, write_json
 from recipe import Recipe, RecipeError, find, load_recipe
 from task import score
 from torch import Tensor
@@ -34,7 +33,6 @@ from tbn_compile import (
     get_library_path,
     load,
 )
-from tbn_compile.files import staging_folder
 from tbn_compile.targets.mcu.archive.archive import read_program
 from tbn_compile.targets.mcu.boards.emulator import count_on_board, run_on_board, run_on_host
 from tbn_compile.targets.mcu.boards.profile import board_names, find_board
@@ -202,9 +200,7 @@ def write(run: Path, target: str, artifact: Artifact) -> None:
     """
     path = run / "artifacts.json"
     known = read_json(path, dict[str, Any]) if path.exists() else {}
-    text = json.dumps({**known, target: artifact.model_dump()}, indent=2) + "\n"
-    with staging_folder(path) as staging:
-        (staging / path.name).write_text(text, encoding="utf-8")
+    write_json(path, {**known, target: artifact.model_dump()})
 
 
 def describe(artifact: Artifact) -> str:

@@ -6,7 +6,6 @@
 A run that was cut off goes on from its last checkpoint when it is started again.
 """
 
-import json
 import os
 import sys
 from math import prod
@@ -19,6 +18,7 @@ import typer
 from datasets import DATASETS
 from datasets.data import Data, Samples
 from history import History
+from logged import write_json
 from networks import NETWORKS
 from pytorch_lightning.callbacks import ModelCheckpoint
 from recipe import Recipe, RecipeError, find, load_recipe
@@ -156,7 +156,7 @@ def finish(learner: Learner, folder: Path, run: dict[str, Any]) -> None:
         "metrics": metrics,
         **describe(write_model(network.cpu(), learner.data, folder)),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "summary.json", summary)
     print(f"{folder}: {metrics}")
 
 

@@ -18,3 +18,11 @@ class Residual(nn.Module):
 def feed_forward(size: int, hidden: int) -> nn.Sequential:
     """Two linear layers with a GELU between them, on the last axis."""
     return nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, size))
+
+
+def mixing_layer(dim: int, mixing: nn.Module, hidden: int) -> tuple[Residual, Residual]:
+    """Pre-norm residuals on [.., dim]: `mixing` among positions, then features among themselves."""
+    return (
+        Residual(nn.LayerNorm(dim), mixing),
+        Residual(nn.LayerNorm(dim), feed_forward(dim, hidden)),
+    )

@@ -5,7 +5,7 @@ Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS 2021
 
 from torch import Tensor, nn
 
-from .blocks import Residual, feed_forward
+from .blocks import feed_forward, mixing_layer
 
 
 class Transposed(nn.Module):
@@ -45,8 +45,7 @@ class Mixer(nn.Module):
         self.mixing = nn.Sequential()
         for _ in range(depth):
             along_tokens = Transposed(feed_forward(tokens, token_hidden))
-            self.mixing.append(Residual(nn.LayerNorm(dim), along_tokens))
-            self.mixing.append(Residual(nn.LayerNorm(dim), feed_forward(dim, channel_hidden)))
+            self.mixing.extend(mixing_layer(dim, along_tokens, channel_hidden))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Residual, feed_forward
+from .blocks import mixing_layer
 
 HEAD_DIM = 32
 MLP_RATIO = 4
@@ -121,8 +121,7 @@ def _stage(dim: int, depth: int, map_size: int, window: int) -> nn.Sequential:
     for index in range(depth):
         shift = window // 2 if index % 2 and map_size > window else 0
         attention = WindowAttention(dim, map_size, window, shift)
-        layers.append(Residual(nn.LayerNorm(dim), attention))
-        layers.append(Residual(nn.LayerNorm(dim), feed_forward(dim, MLP_RATIO * dim)))
+        layers.extend(mixing_layer(dim, attention, MLP_RATIO * dim))
     return layers
 
 

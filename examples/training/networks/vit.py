@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Residual, feed_forward
+from .blocks import mixing_layer
 
 
 class Attention(nn.Module):
@@ -49,8 +49,7 @@ class VisionTransformer(nn.Module):
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, dim), std=0.02))
         self.encoder = nn.Sequential()
         for _ in range(depth):
-            self.encoder.append(Residual(nn.LayerNorm(dim), Attention(dim, heads)))
-            self.encoder.append(Residual(nn.LayerNorm(dim), feed_forward(dim, hidden)))
+            self.encoder.extend(mixing_layer(dim, Attention(dim, heads), hidden))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 
