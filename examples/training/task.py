@@ -64,7 +64,7 @@ TASKS: dict[TaskName, Task] = {
 
 def make_metrics(recipe: Recipe, data: Data) -> MetricCollection:
     """The metrics of a recipe's task, by name."""
-    return MetricCollection(TASKS[recipe.task].metrics(data.train.targets))  # type: ignore[arg-type]
+    return MetricCollection(TASKS[recipe.task].metrics(data.train.targets))
 
 
 @torch.no_grad()
