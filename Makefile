@@ -2,6 +2,7 @@ PYTHON ?= python3
 export ORT_DISABLE_TELEMETRY := 1
 VENV := .venv
 BIN := $(VENV)/bin
+MYPY := ../$(BIN)/mypy --config-file ../pyproject.toml
 EXAMPLES := examples/fashion_mnist
 REAL_MODELS := tests/models/requirements.txt
 SOURCES := pyproject.toml $(shell find tbn_compile passes targets training runtime \
@@ -24,7 +25,10 @@ test-slow: $(VENV)/developed ## the rest: models of gigabytes, whole recipes, ol
 lint: $(VENV)/developed ## style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	cd build && ../$(BIN)/mypy --config-file ../pyproject.toml -p tbn_compile  # the installed package
+	cd build && $(MYPY) -p tbn_compile  # the installed package
+	cd build && $(MYPY) ../benchmarks
+	cd build && $(MYPY) ../examples/fashion_mnist
+	cd build && $(MYPY) ../examples/training
 
 docs: $(VENV)/developed ## renew the generated pages and the golden files
 	$(BIN)/python docs/generate.py

@@ -85,7 +85,7 @@ def build(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     functions, parameters = {}, {}
     for index, case in enumerate((*CHECKED, *TIMED)):
-        function = FuseAttention()(module_of(case))["attention"]
+        function = tvm.transform.Sequential([FuseAttention()])(module_of(case))["attention"]
         functions[f"f{index}"] = function.with_attr("global_symbol", f"f{index}")
         parameters[case.name] = [f"f{index}", *(each.name for each in function.params)]
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90"}, host="llvm")

@@ -24,6 +24,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ TIMED = [
     for p, target in zip((4, 8), targets, strict=True)
     for cold in colds
 ]
-CHECKED = [
+CHECKED: list[Case | Convolution] = [
     Case(200, 480, 328, 3, "float16", "row", "relu"),
     Case(5, 480, 328, 3, "float16", "tile", "relu"),
     Case(1, 24, 8, 3, "bfloat16", "layer"),
@@ -136,7 +137,7 @@ CHECKED = [
     Convolution(2, 3, 64, 33, 7, 2, "float32", stride=2),
     Convolution(2, 40, 48, 9, 5, 3, "float16"),
 ]
-GENERAL = [
+GENERAL: list[Case | Convolution] = [
     *(
         Case(*sizes, 4, dtype, architecture="80")
         for dtype in ("float16", "float32")
@@ -198,7 +199,8 @@ def build(folder: Path) -> None:
         problem = GemmProblem(case.dtype, batch, case.n // case.p, case.p, case.k, steps)
         return gemm_function(problem, [case.architecture]), sums_shape(problem)
 
-    for case in [*TIMED, *CHECKED, *GENERAL]:
+    cases: list[Case | Convolution] = [*TIMED, *CHECKED, *GENERAL]
+    for case in cases:
         path = folder / case.file
         function, sums = function_of(case)
         path.with_suffix(".json").write_text(json.dumps(sums))
@@ -338,7 +340,7 @@ def _measure_convolution(
     for name, layout in (("dense_us", "contiguous_format"), ("last_us", "channels_last")):
         memory = getattr(torch, layout)
         operands = [value.to(kind).contiguous(memory_format=memory) for value in (x, dense)]
-        row[name] = median_us(torch, [lambda o=operands: convolve(*o, **window)])
+        row[name] = median_us(torch, [partial(convolve, *operands, **window)])
     return row | {"ours_us": median_us(torch, [lambda: function(x, words, scale, bias, y)])}
 
 

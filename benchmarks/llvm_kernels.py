@@ -200,7 +200,7 @@ def tvm_dense(case: Case, layer: Layer) -> Callable[[Any], Any]:
     outputs = case.weight_shape[0]
     weight = layer.weight.reshape(outputs, -1)
     if len(case.weight_shape) == 2:
-        function, width = dense_gemm(*case.x_shape[:1], *weight.shape, lanes), 2 * lanes
+        function, width = dense_gemm(case.x_shape[0], *weight.shape, lanes=lanes), 2 * lanes
     else:
         function, width = dense_conv(case, lanes), _OUTPUTS
     padding = -outputs % width
@@ -244,18 +244,20 @@ def measure(case: Case, repeats: int) -> Result:
         tbn_compile.compile_model(source, "llvm", artifact)
         ours = tbn_compile.load(artifact)
     dense, x = tvm_dense(case, layer), tvm.runtime.tensor(layer.x)
-    peers: list[Callable[[], Any]] = [
+    kernels: list[Callable[[], Any]] = [
         lambda: session.run(None, {"X": layer.x})[0],
         lambda: dense(x),
+        lambda: ours(layer.x),
     ]
-    for run in (*peers, lambda: ours(layer.x)):
+    for run in kernels:
         result = run()
         got = result if isinstance(result, np.ndarray) else result.numpy()
         error = float(np.abs(got - want).max() / np.abs(want).max())
         if error > TOLERANCE:
             raise RuntimeError(f"{case.name}: error {error:.1e} against numpy")
+    *peers, our_kernel = kernels
     (ort, over_ort, mine), (compiled, over_tvm, _) = (
-        in_pairs(peer, lambda: ours(layer.x), repeats) for peer in peers
+        in_pairs(peer, our_kernel, repeats) for peer in peers
     )
     name = case.name + (" unaligned" if case.unaligned else "")
     return Result(name, case.p, ort, compiled, mine, over_ort, over_tvm, error)

@@ -142,7 +142,7 @@ def make_model(case: Case, layer: Layer, *, dense: bool) -> onnx.ModelProto:
     """One operator from X to Y; a float16 layer takes and gives float16, its dense peer float32."""
     kind = "Conv" if len(case.weight_shape) > 2 else "Gemm"
     dtype = np.dtype("float32" if dense else case.dtype)
-    tensors = {"weight": layer.weight, "bias": layer.bias}
+    tensors: dict[str, np.ndarray] = {"weight": layer.weight, "bias": layer.bias}
     attributes = {**case.attributes, **({"transB": 1} if kind == "Gemm" else {})}
     if not dense:
         scale = np.array([layer.scale], dtype)

@@ -18,7 +18,7 @@ def load(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         ValueError: a file is not an IDX file of bytes.
     """
     images, labels = load_bytes(split)
-    return images.astype(np.float32) / 255, labels
+    return np.divide(images, 255, dtype=np.float32), labels
 
 
 def load_bytes(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

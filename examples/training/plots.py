@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from scales import SCORING
 
 COLUMNS = 4
-REPRODUCIBLE = {"svg.hashsalt": "tbn-compile", "svg.fonttype": "none"}
 BITS = {32: "32", 1: "1", 1 / 4: "1/4", 1 / 16: "1/16"}
 
 PAPER = {
@@ -25,7 +24,7 @@ PAPER = {
 def save_plots(networks: list[Network], folder: Path) -> None:
     """Write accuracy.svg and history.svg."""
     images = [network for network in networks if "fashion_mnist" in network.recipe.dataset]
-    with mpl.rc_context(REPRODUCIBLE):
+    with mpl.rc_context({"svg.hashsalt": "tbn-compile", "svg.fonttype": "none"}):
         _save(draw_grid(images, draw_accuracy, sharey=True), folder / "accuracy.svg")
         _save(draw_grid(networks, draw_history, sharey=False), folder / "history.svg")
 

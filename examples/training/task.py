@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as lightning
 import torch
 from datasets.data import Data, Samples
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from recipe import Part, Recipe, RecipeError, TaskName
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -36,7 +37,7 @@ class Task(NamedTuple):
     """
 
     loss: Callable[[Recipe], nn.Module]
-    metrics: Callable[[Tensor], dict[str, Metric]]
+    metrics: Callable[[Tensor], dict[str, Metric | MetricCollection]]
 
 
 def _classes(targets: Tensor) -> int:
@@ -142,7 +143,7 @@ class Learner(lightning.LightningModule):
                 "remove the run's folder, or choose another with --runs"
             )
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = self.optimiser.build(OPTIMISERS, self.network.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,

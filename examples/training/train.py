@@ -8,6 +8,7 @@ A run that was cut off goes on from its last checkpoint when it is started again
 
 import os
 import sys
+import zipfile
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,7 +59,9 @@ def loader(samples: Samples, batch_size: int, seed: int | None = None) -> DataLo
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     learning = seed is not None
     batches = _Batches(samples)
-    order = DistributedSampler(batches, processes, rank, learning, seed or 0, drop_last=learning)
+    order: DistributedSampler[int] = DistributedSampler(
+        batches, processes, rank, learning, seed or 0, drop_last=learning
+    )
     parts = BatchSampler(order, batch_size // processes, drop_last=learning)
     return DataLoader(batches, batch_sampler=parts, collate_fn=lambda batch: batch)
 
@@ -73,12 +76,18 @@ def train(learner: Learner, folder: Path, seed: int, precision: Precision) -> No
     """Fit to the last epoch of the recipe, from the checkpoint in `folder` if there is one.
 
     A run that is resumed draws augmentation and dropout from the start of the seed again.
+
+    Raises:
+        RecipeError: the checkpoint is cut off, or is one of another recipe or number of epochs.
     """
     checkpoint = folder / "last.ckpt"
+    if checkpoint.exists() and not zipfile.is_zipfile(checkpoint):
+        raise RecipeError(f"{checkpoint} is cut off; remove it to begin anew")
     trainer = lightning.Trainer(
         precision=precision,
         max_epochs=learner.recipe.epochs,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
         gradient_clip_val=learner.recipe.gradient_clip,
         logger=False,
         callbacks=[History(folder / "metrics.csv"), _checkpoints(folder, learner.recipe.epochs)],

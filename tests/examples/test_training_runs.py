@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(
         run(recipe, blobs, tmp_path)
 
 
+def test_a_checkpoint_that_is_cut_off_is_refused(
+    recipe: Recipe, blobs: Data, tmp_path: Path
+) -> None:
+    run(recipe.model_copy(update={"epochs": 1}), blobs, tmp_path)
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match=r"last\.ckpt is cut off; remove it to begin anew"):
+        run(recipe, blobs, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -201,12 +212,26 @@ def test_what_is_wrong_is_told_before_a_run_begins(
 
 
 @pytest.mark.usefixtures("installed_data")
-def test_two_processes_train_one_network(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", SCRIPT]
-    arguments = ["mlp", "--tiles", "4", "--epochs", "1", "--runs", tmp_path]
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_two_processes_train_one_network(hosts: int, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nnodes={hosts}",
+        f"--nproc-per-node={2 // hosts}", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=localhost:{free_port()}", SCRIPT,
+        "mlp", "--tiles", "4", "--epochs", "1", "--runs", tmp_path,
+    ]  # fmt: skip
+    launched = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(hosts)
+    ]
+    for process in launched:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     summary = json.loads((tmp_path / "mlp/p4/seed0/summary.json").read_text())
     assert summary["metrics"]["accuracy"] > 0.75
+
+
+def free_port() -> int:
+    with socket.socket() as unbound:
+        unbound.bind(("localhost", 0))
+        return unbound.getsockname()[1]

@@ -73,7 +73,11 @@ def make_clouds(count: int, seed: int) -> tuple[Floats, Labels, Labels]:
         labels.append(first_label + label)
         first_label += len(parts)
     order = random.permutation(count)
-    return tuple(np.concatenate(arrays)[order] for arrays in (clouds, classes, labels))
+    return (
+        np.concatenate(clouds)[order],
+        np.concatenate(classes)[order],
+        np.concatenate(labels)[order],
+    )
 
 
 def _draw(random: np.random.Generator, n: int, low: float, high: float) -> Floats:

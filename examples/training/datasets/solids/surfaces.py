@@ -7,7 +7,7 @@ from math import pi
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Lengths = float | Floats
 """One length, or one for each solid, [n, 1]."""
 
@@ -91,7 +91,7 @@ def box(width: Floats, depth: Floats, height: Floats) -> Surface:
 
     def place(u: Floats) -> Floats:
         side = choose(sides, u[3])[..., np.newaxis]
-        cube = np.stack(u[:3], axis=2)
+        cube = np.moveaxis(u[:3], 0, 2).copy()
         np.put_along_axis(cube, side % 3, side // 3, axis=2)
         return (cube - np.array([0.5, 0.5, 0], np.float32)) * size[:, np.newaxis]
 
