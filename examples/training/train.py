@@ -8,6 +8,7 @@ A run that was cut off goes on from its last checkpoint when it is started again
 
 import os
 import sys
+import warnings
 import zipfile
 from math import prod
 from pathlib import Path
@@ -69,7 +70,9 @@ def loader(samples: Samples, batch_size: int, seed: int | None = None) -> DataLo
 def _checkpoints(folder: Path, epochs: int) -> ModelCheckpoint:
     """One each epoch or, of long runs, each tenth of them; it takes the place of the last."""
     every = max(1, epochs // 10)
-    return ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_epochs=every)
+    return ModelCheckpoint(
+        folder, filename="last", every_n_epochs=every, enable_version_counter=False
+    )
 
 
 def train(learner: Learner, folder: Path, seed: int, precision: Precision) -> None:
@@ -95,12 +98,14 @@ def train(learner: Learner, folder: Path, seed: int, precision: Precision) -> No
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    trainer.fit(
-        learner,
-        loader(learner.data.train, learner.recipe.batch_size, seed),
-        loader(learner.data.test, EVALUATION_BATCH),
-        ckpt_path=checkpoint if checkpoint.exists() else None,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
+        trainer.fit(
+            learner,
+            loader(learner.data.train, learner.recipe.batch_size, seed),
+            loader(learner.data.test, EVALUATION_BATCH),
+            ckpt_path=checkpoint if checkpoint.exists() else None,
+        )
     if torch.distributed.is_initialized():  # what follows is one process's work
         torch.distributed.destroy_process_group()
 

@@ -125,7 +125,13 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
         patched.setattr(Learner, "on_train_epoch_start", power_cut)
         with pytest.raises(SystemExit):
             run(recipe, blobs, tmp_path / "cut")
+    epochs = []
+    monkeypatch.setattr(
+        Learner, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch)
+    )
     resumed = run(recipe, blobs, tmp_path / "cut")
+
+    assert epochs == [2]
 
     metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "cut")]
     assert metrics[0] == metrics[1]
