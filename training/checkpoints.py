@@ -1,6 +1,6 @@
 """Load checkpoints of Tiled Bit Networks that others have trained or packed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +8,24 @@ from torch import Tensor, nn
 
 from tbn_compile.tile import unpack_bits
 
-from .conversion import Candidate, Tiles, apply_tiling, candidates, check_patterns, naming, tiles_of
+from .conversion import (
+    Candidate,
+    Tiles,
+    apply_tiling,
+    candidates,
+    check_owners,
+    check_patterns,
+    naming,
+    tiles_of,
+)
 from .layers import MIN_SIZE
 from .parametrization import ScaleSource, TiledWeight, plan_tiling, tiled_tensor
 from .tiling import ScaleMode, TilingError
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
+_EXTRA_STATE = "_extra_state"
+"""How the name of what `get_extra_state` of a module gives ends; it may be anything."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ def load_checkpoint(
         TilingError: a tensor is missing, unknown, or not as expected; or p cannot be inferred or
             does not fit. The message names the layer; `model` is left as it was.
     """
-    state = _unwrap(state_dict)
+    _check_values(state_dict)
+    state = _unwrap(state_dict, model)
     found = candidates(model)
     if isinstance(p, Mapping):
         check_patterns("p", p, found)
@@ -75,6 +87,8 @@ def load_checkpoint(
         with naming(name):
             asked = _asked(p, name, candidate, min_size)
             imports.append(_plan_import(candidate, tensors, asked))
+            if _tiling(candidate) is None:
+                check_owners(model, candidate.weight)
     _check_rest(model, imports, state)
     for each in imports:
         if _tiling(each.candidate) is None:
@@ -83,11 +97,32 @@ def load_checkpoint(
     model.load_state_dict(state)
 
 
-def _unwrap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unwrap(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state without wrappers' prefixes that the model's own names lack."""
     state = dict(state_dict)
-    while state and all(name.startswith(_WRAPPERS) for name in state):
+    while _wrapped(state) and not _wrapped(model.state_dict()):
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state
+
+
+def _wrapped(names: Collection[str]) -> bool:
+    return bool(names) and all(name.startswith(_WRAPPERS) for name in names)
+
+
+def _check_values(state: Mapping[str, object]) -> None:
+    """Raise TilingError unless every value is a dense tensor with numbers, or a layer's extra."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise TilingError(f"the checkpoint's name {name!r} is no string")
+        if name.endswith(_EXTRA_STATE):
+            continue
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            raise TilingError(f"the checkpoint's {name!r} is no dense tensor; convert it")
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise TilingError(f"{name} must be finite floating point numbers")
 
 
 def _take(state: dict[str, Tensor], prefix: str, candidate: Candidate) -> dict[str, Tensor]:
@@ -106,7 +141,10 @@ def _asked(p: Tiles | None, name: str, candidate: Candidate, min_size: int) -> i
         return present
     asked = tiles_of(p, name, candidate) if candidate.weight.numel() >= min_size else 1
     if present not in (None, asked):
-        raise TilingError(f"p = {asked} is asked; the model's layer has p = {present}; omit p")
+        small = ", as it is below min_size" if asked == 1 else ""
+        raise TilingError(
+            f"p = {asked} is asked{small}; the model's layer has p = {present}; omit p"
+        )
     return asked
 
 
@@ -122,6 +160,7 @@ def _plan_import(candidate: Candidate, tensors: dict[str, Tensor], p: int | None
 
 def _plan_scores(candidate: Candidate, latents: tuple[Tensor, ...], p: int | None) -> _Import:
     for tensor in latents:
+        _check_numbers("scores and weight", tensor)
         if tensor.shape != candidate.weight.shape:
             raise TilingError(
                 f"scores or weight has shape {list(tensor.shape)}; "
@@ -142,7 +181,8 @@ def _plan_scores(candidate: Candidate, latents: tuple[Tensor, ...], p: int | Non
 
 
 def _plan_packed(candidate: Candidate, tile: Tensor, alphas: Tensor, p: int | None) -> _Import:
-    if not (alphas.isfinite() & (alphas > 0)).all():
+    _check_numbers("alphas", alphas)
+    if not (alphas > 0).all():
         raise TilingError("alphas must be positive numbers; expected mean magnitudes")
     count = alphas.numel()
     p = _infer_p(candidate.weight.numel(), tile, count, p)
@@ -183,7 +223,7 @@ def _signs(tile: Tensor, length: int) -> Tensor:
     if tile.dtype == torch.uint8:
         bits = unpack_bits(tile.reshape(-1).cpu().numpy(), length)
         return torch.where(torch.from_numpy(bits), 1.0, -1.0)
-    if not (tile.abs() == 1).all():
+    if tile.dtype == torch.bool or not (tile.abs() == 1).all():
         raise TilingError("the tile holds other values than +1 and -1; pack bits as uint8")
     return tile.reshape(-1).float()
 
@@ -210,6 +250,8 @@ def _check_rest(model: nn.Module, imports: list[_Import], state: Mapping[str, Te
     for name, tensor in expected.items():
         if name not in state:
             raise TilingError(f"the checkpoint lacks {name!r} of the model{_hint(name)}")
+        if name.endswith(_EXTRA_STATE):
+            continue
         if tensor.shape != state[name].shape:
             shapes = f"{list(state[name].shape)}; expected {list(tensor.shape)}"
             raise TilingError(f"{name!r} of the checkpoint has shape {shapes}")

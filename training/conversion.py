@@ -79,6 +79,8 @@ def tile_model(
             The message names the layer; `model` is left as it was.
     """
     found = candidates(model)
+    if isinstance(skip, str):
+        raise TilingError(f"skip is {skip!r}; use a list of patterns")
     check_patterns("skip", skip, found)
     if isinstance(p, Mapping):
         check_patterns("p", p, found)
@@ -90,7 +92,7 @@ def tile_model(
         with naming(name):
             tiles = tiles_of(p, name, candidate)
             tiling = plan_tiling(layer, tensor, tiles, scale, scale_from, min_size, latent)
-            _check_owners(model, layer.get_parameter(tensor))
+            check_owners(model, layer.get_parameter(tensor))
         planned.append((candidate, tiling))
     for candidate, tiling in planned:
         apply_tiling(candidate, tiling)
@@ -144,18 +146,18 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def tiles_of(p: Tiles, name: str, candidate: Candidate) -> int:
-    """The p that is asked for a layer."""
-    if isinstance(p, int):
-        return p
+    """The p that is asked for a layer; `check_tiling` refuses what is no number."""
     if callable(p):
         return p(name, candidate.weight)
+    if not isinstance(p, Mapping):
+        return p
     for pattern, tiles in p.items():
         if _matches(pattern, name):
             return tiles
     raise TilingError("no pattern of p matches; add one, such as '*' for all others")
 
 
-def _check_owners(model: nn.Module, weight: Tensor) -> None:
+def check_owners(model: nn.Module, weight: Tensor) -> None:
     """Raise TilingError if two layers hold the same parameter: only one could be tiled."""
     owners = [
         f"{name}.{tensor}".removeprefix(".")

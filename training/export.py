@@ -23,6 +23,9 @@ from tbn_compile.reports import ModelReport
 
 from .conversion import candidates
 
+_LARGEST_BATCH = 2**31 - 1
+"""PyTorch 2.7 refuses attention whose batch may be 2**63 - 1, its infinity."""
+
 
 class ExportError(TbnError, ValueError):
     """A model cannot be exported, or its graph does not lower; the message says what to do."""
@@ -58,10 +61,12 @@ def export(
             first dimension; or a tile would not be lowered: then the file is kept for
             `tbn-inspect`.
     """
+    if torch.__version__ < "2.7":
+        raise ExportError(f"PyTorch {torch.__version__} cannot write BatchNorm; export with 2.7")
     _check_mode(model)
     # The exporter takes a first dimension of 1 for a constant.
     batches = tuple(torch.cat([example, example]) for example in examples)
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
     with _quiet():
         program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
             model,

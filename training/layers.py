@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from .parametrization import (
     tile_tensor,
     tiled_tensor,
 )
-from .tiling import ScaleMode, binarise, repeat_tile
+from .tiling import ScaleMode, binarise, differentiates_backward, repeat_tile, signs
 
 WeightGradient = Callable[[Tensor, Tensor], Tensor]
 MIN_SIZE = 64_000
@@ -32,29 +32,59 @@ class _StraightThrough(torch.autograd.Function):
     copies of those of the distinct rows.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         outputs: Tensor,
         scores: Tensor,  # noqa: ARG004 -- autograd's
         x: Tensor,  # noqa: ARG004 -- autograd's
-        weight_gradient: WeightGradient,  # noqa: ARG004 -- autograd's
+        layer: "_RowsLayer",  # noqa: ARG004 -- autograd's
     ) -> Tensor:
         return outputs.view_as(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 -- autograd's
-        _, scores, x, ctx.weight_gradient = inputs
-        ctx.save_for_backward(x)
-        ctx.shape, ctx.dtype = scores.shape, scores.dtype
+        _, scores, x, ctx.layer = inputs
+        ctx.save_for_backward(scores, x)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grad_outputs
         if not ctx.needs_input_grad[1]:
             return grad, None, None, None
-        (x,) = ctx.saved_tensors
-        scores_grad = ctx.weight_gradient(x.to(grad.dtype), grad)
-        return grad, scores_grad.to(ctx.dtype).reshape(ctx.shape), None, None
+        scores, x = ctx.saved_tensors
+        if differentiates_backward():
+            return None, *ctx.layer.gradients(scores, x, grad), None
+        scores_grad = ctx.layer.weight_gradient(x.to(grad.dtype), grad)
+        return grad, scores_grad.to(scores.dtype).reshape(scores.shape), None, None
+
+
+class _RowsLayer(NamedTuple):
+    """What a gradient is made with.
+
+    Attributes:
+        apply_rows: outputs of an input and rows of the weight.
+        weight_gradient: gradient of the weight from inputs and gradient of outputs.
+        shape: of the weight.
+    """
+
+    apply_rows: Callable[[Tensor, Tensor], Tensor]
+    weight_gradient: WeightGradient
+    shape: torch.Size
+
+    def gradients(self, scores: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of scores [p, q] and input that have gradients too, from the whole weight."""
+        dtype = torch.promote_types(scores.dtype, x.dtype)
+        weight = signs(scores, binarise(scores)).reshape(self.shape)
+        outputs = self.apply_rows(x.to(dtype), weight.to(dtype))
+        inputs = (scores, x) if x.requires_grad else (scores,)
+        made = torch.autograd.grad(
+            outputs, inputs, grad.reshape(outputs.shape).to(outputs.dtype), create_graph=True
+        )
+        return made[0], made[1] if x.requires_grad else None
 
 
 class TiledLayer(nn.Module):
@@ -130,8 +160,8 @@ class TiledLayer(nn.Module):
             tile = repeat_tile(scores, alpha.new_ones(1, 1))
             return self._scale(self._copies(x, tile, tiling), alpha)
         copies = self._copies(x, binarise(scores), tiling)
-        gradient = self._weight_gradient(tiling.shape)
-        passed = _StraightThrough.apply(copies, scores, x, gradient)  # type: ignore[no-untyped-call]
+        layer = _RowsLayer(self._apply_rows, self._weight_gradient(tiling.shape), tiling.shape)
+        passed = _StraightThrough.apply(copies, scores, x, layer)  # type: ignore[no-untyped-call]
         return self._scale(cast("Tensor", passed), alpha)
 
     def _copies(self, x: Tensor, tile: Tensor, tiling: TiledWeight) -> Tensor:

@@ -153,7 +153,9 @@ def plan_tiling(
     check_choice("latent", latent, Latent)
     if parametrize.is_parametrized(layer, tensor):
         raise TilingError(f"{tensor} is parametrized already; remove that, or skip the layer")
-    weight = layer.get_parameter(tensor)
+    weight = getattr(layer, tensor)
+    if not isinstance(weight, nn.Parameter):
+        raise TilingError(f"{tensor} is no parameter, as if pruned; undo that, or skip the layer")
     if is_lazy(weight):
         raise TilingError(f"{tensor} has no shape yet; run the model on a batch first")
     if not weight.is_floating_point():

@@ -31,8 +31,28 @@ class TilingError(TbnError, ValueError):
     """A weight cannot be tiled as asked; the message says what would work."""
 
 
+class _Signs(torch.autograd.Function):
+    """The tile in the shape of its scores, [p, q] or [1, q], straight through for the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, tile: Tensor) -> Tensor:
+        return tile.expand_as(scores).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 -- autograd's
+        return grad_outputs[0], None
+
+
 class _RepeatTile(torch.autograd.Function):
     """The `[p, q]` weight `alpha * tile`, whose gradient goes past the sign to the scores."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(scores: Tensor, tile: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG004 -- autograd's
@@ -41,18 +61,22 @@ class _RepeatTile(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004 -- autograd's
         scores, tile, alpha = inputs
-        ctx.save_for_backward(tile, alpha)
-        ctx.scores_shape = scores.shape
+        ctx.save_for_backward(scores, tile, alpha)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor]:
         (grad,) = grad_outputs
-        tile, alpha = ctx.saved_tensors
-        return (grad * alpha).sum_to_size(ctx.scores_shape), None, (grad @ tile).unsqueeze(1)
+        scores, tile, alpha = ctx.saved_tensors
+        scores_grad = (grad * alpha).sum_to_size(scores.shape)
+        if not differentiates_backward():
+            return scores_grad, None, (grad @ tile).unsqueeze(1)
+        return scores_grad, None, (grad * signs(scores, tile)).sum(1, keepdim=True)
 
 
 class _MeanMagnitude(torch.autograd.Function):
     """Mean of the magnitudes in each row; what `span` weights share gets 1 / span of a gradient."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(source: Tensor, span: int) -> Tensor:  # noqa: ARG004 -- autograd's
@@ -66,7 +90,17 @@ class _MeanMagnitude(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (source,) = ctx.saved_tensors
-        return source.sign().mul_(grad_outputs[0] / ctx.span), None
+        return source.sign() * (grad_outputs[0] / ctx.span), None
+
+
+def differentiates_backward() -> bool:
+    """Whether a gradient that is being computed shall have a gradient too."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def signs(scores: Tensor, tile: Tensor) -> Tensor:
+    """The tile [q] in the shape of its scores, whose gradient is that of the scores."""
+    return cast("Tensor", _Signs.apply(scores, tile))  # type: ignore[no-untyped-call]
 
 
 def binarise(scores: Tensor) -> Tensor:
@@ -121,11 +155,13 @@ def tile_weight(scores: Tensor, scale_source: Tensor, p: int, scale: ScaleMode) 
 def check_tiling(shape: torch.Size, p: int, scale: str) -> None:
     """Raise TilingError unless a weight of `shape` divides into p tiles and `scale` is known."""
     check_choice("scale", scale, ScaleMode)
-    if p < 1:
-        raise TilingError(f"p is {p}; the number of tiles must be at least 1")
+    if not isinstance(p, int) or isinstance(p, bool) or p < 1:
+        raise TilingError(f"p is {p!r}; the number of tiles must be an int of at least 1")
     size = shape.numel()
+    if size == 0:
+        raise TilingError(f"a weight of shape {list(shape)} has no elements; skip the layer")
     if size % p:
-        nearest = next(divisor for divisor in range(p, 0, -1) if size % divisor == 0)
+        nearest = next(each for each in range(min(p, size), 0, -1) if size % each == 0)
         raise TilingError(
             f"p = {p} does not divide the {size} elements of a weight of shape {list(shape)}; "
             f"use p = {nearest} or another divisor"

@@ -137,6 +137,12 @@ def tiled() -> nn.Module:
     return tile_model(network(), 4, min_size=0, skip=["2"])
 
 
+def tied() -> nn.Module:
+    model = network().append(nn.Linear(24, 16))
+    model[3].weight = model[0].weight
+    return model
+
+
 BITS = "expected L / p bits as uint8, or L / p signs, and 1 or p alphas"
 
 
@@ -165,6 +171,21 @@ BITS = "expected L / p bits as uint8, or L / p signs, and 1 or p alphas"
          "layer '0': the tile holds other values than +1 and -1"),
         (plain, packed_state() | {"0.alphas": torch.tensor([1, 2, 0.0, 1])}, {},
          "layer '0': alphas must be positive numbers"),
+        (plain, packed_state() | {"0.alphas": torch.ones(4, dtype=torch.complex64)}, {},
+         "layer '0': alphas must be finite floating point numbers"),
+        (plain, packed_state(as_bits=False) | {"0.tile": torch.ones(96, dtype=torch.bool)}, {},
+         "layer '0': the tile holds other values than +1 and -1"),
+        (plain, scores_state() | {"0.scores": torch.full((16, 24), torch.nan)},
+         {"p": 4}, "layer '0': scores and weight must be finite floating point numbers"),
+        (plain, scores_state() | {"0.scores": torch.ones(16, 24, dtype=torch.int8)},
+         {"p": 4}, "layer '0': scores and weight must be finite floating point numbers"),
+        (plain, scores_state() | {"1.bias": [1.0]}, {"p": 4},
+         "the checkpoint's '1.bias' is no dense tensor; convert it"),
+        (plain, scores_state() | {"0.scores": torch.ones(16, 24, device="meta")}, {"p": 4},
+         "the checkpoint's '0.scores' is no dense tensor; convert it"),
+        (plain, {0: torch.ones(1)}, {}, "the checkpoint's name 0 is no string"),
+        (tied, scores_state(), {"p": 4, "min_size": 0},
+         "layer '0': its weight is shared by 0.weight and 3.weight; untie them"),
         (plain, without(packed_state(), "1.bias"), {}, "the checkpoint lacks '1.bias'"),
         (plain, packed_state() | {"9.bias": torch.ones(1)}, {},
          "the checkpoint holds '9.bias', which the model lacks"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from tbn_compile.training import TilingError, freeze, tile_model
 
@@ -171,6 +172,15 @@ def integers() -> nn.Module:
          "shape [16, 3, 3, 3]; use p = 4 or another divisor"),
         (network, {"p": {"head": 5, "*": 4}}, "layer 'head': p = 5 does not divide the 64"),
         (network, {"p": lambda name, weight: 0}, "layer 'stem': p is 0"),
+        (network, {"p": "4"}, "layer 'stem': p is '4'; the number of tiles must be an int"),
+        (network, {"p": {"stem": 4, "*": True}}, ": p is True; the number of tiles must be an int"),
+        (network, {"p": 10**18}, "layer 'stem': p = 1000000000000000000 does not divide the 432 "
+         "elements of a weight of shape [16, 3, 3, 3]; use p = 432 or another divisor"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.Conv1d(4, 0, 3)), {},
+         "layer '1': a weight of shape [0, 4, 3] has no elements; skip the layer"),
+        (lambda: nn.Sequential(prune.identity(nn.Linear(8, 8), "weight")), {},
+         "layer '0': weight is no parameter, as if pruned; undo that, or skip the layer"),
+        (network, {"skip": "head"}, "skip is 'head'; use a list of patterns"),
         (network, {"skip": ["haed"]}, "skip names 'haed', which is no Linear, Conv or attention "
          "layer of the model; the closest are: head"),
         (network, {"skip": ["norm"]}, "skip names 'norm', which is no Linear"),
@@ -187,6 +197,7 @@ def integers() -> nn.Module:
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 def test_bad_use_names_the_layer_and_changes_nothing(
     model: Any, options: Any, message: str
 ) -> None:

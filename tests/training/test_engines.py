@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -104,6 +105,25 @@ def test_compiled_step_equals_eager_without_graph_breaks(options: dict[str, Any]
     for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
         assert mine.grad is not None
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", MODES)
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop:UserWarning"
+)  # attention, in PyTorch
+def test_gradients_of_single_samples(options: dict[str, Any]) -> None:
+    model, images = network(**options), batches(4)
+    names = dict(model.named_parameters())
+
+    def loss(latents: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, latents, (image[None],)).square().mean()
+
+    together = vmap(grad(loss), (None, 0))(names, images)
+    for index, image in enumerate(images):
+        model.zero_grad()
+        loss(names, image).backward()
+        for name, parameter in names.items():
+            torch.testing.assert_close(together[name][index], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", MODES)

@@ -1,6 +1,7 @@
 """Tiled layers against plain PyTorch layers, and their freezing."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,52 @@ def test_gradients_equal_the_equations(options: dict[str, Any], p: int) -> None:
     expected = expected_gradients(layer, grad, options.get("scale", "per_tile"), p)
     for latent, wanted in zip(latents(layer), expected, strict=True):
         np.testing.assert_allclose(latent.grad.numpy(), wanted, rtol=1e-9, atol=1e-12)
+
+
+def straight_through(layer: nn.Module) -> torch.Tensor:
+    """The layer's weight, from operations that PyTorch differentiates any number of times."""
+    arrays, tiling = latents(layer), layer.parametrizations.weight[0]
+    scores = arrays[0].reshape(-1, tiling.tile_length)
+    tile = torch.where(scores.sum(0) > 0, 1.0, -1.0)
+    passed = scores + (tile - scores).detach()
+    count = tiling.scale_count
+    magnitudes = arrays[-1].reshape(count, -1).abs()
+    if arrays[-1].numel() == count:  # an aggregate's scales stand for 1 / count of the weights
+        share = count / tiling.shape.numel()
+        magnitudes = share * magnitudes + (1 - share) * magnitudes.detach()
+    return (magnitudes.mean(1, keepdim=True) * passed).reshape(tiling.shape)
+
+
+def second_gradients(
+    layer: nn.Module, apply: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
+) -> list[torch.Tensor]:
+    """Gradients of the input and of every parameter, of a penalty on all gradients."""
+    batch = batch.clone().requires_grad_()
+    layer.zero_grad()
+    variables = [batch, *layer.parameters()]
+    first = torch.autograd.grad(apply(batch).tanh().sum(), variables, create_graph=True)
+    sum(gradient.square().sum() for gradient in first).backward()
+    return [variable.grad for variable in variables]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("convolution", [True, False])
+def test_gradients_have_gradients(
+    options: dict[str, Any], training: bool, convolution: bool
+) -> None:
+    size, shape = ((2, 8, 3), [3, 2, 9]) if convolution else ((12, 8), [5, 12])
+    kind, operator = (
+        (TiledConv1d, nn.functional.conv1d) if convolution else (TiledLinear, nn.functional.linear)
+    )
+    layer = kind(*size, p=4, min_size=0, dtype=torch.float64, **options).train(training)
+    draw_latents(layer)
+    batch = torch.randn(shape, dtype=torch.float64)
+    expected = second_gradients(
+        layer, lambda x: operator(x, straight_through(layer), layer.bias), batch
+    )
+    for mine, wanted in zip(second_gradients(layer, layer, batch), expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
 
 
 def test_training_multiplies_by_the_distinct_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:

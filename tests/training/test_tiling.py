@@ -126,7 +126,9 @@ def test_p_must_divide() -> None:
 
 @pytest.mark.parametrize("p", [0, -2])
 def test_p_must_be_positive(p: int) -> None:
-    with pytest.raises(TilingError, match=f"p is {p}; the number of tiles must be at least 1"):
+    with pytest.raises(
+        TilingError, match=f"p is {p}; the number of tiles must be an int of at least 1"
+    ):
         tile_weight(torch.zeros(4), torch.zeros(4), p, "per_tile")
 
 
