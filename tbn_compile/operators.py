@@ -7,6 +7,7 @@ model-local function so that it runs where no kernel for `ai.tbn` is registered.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +189,8 @@ def register_schemas() -> None:
     for schema in schemas():
         if not defs.has(schema.name, schema.domain):
             defs.register_schema(schema)
+            # Before onnx 1.23, a Python function that outlives the interpreter crashes its exit.
+            atexit.register(defs.deregister_schema, schema.name, VERSION, DOMAIN)
 
 
 def _schema(operator: str, infer: Any) -> defs.OpSchema:

@@ -33,6 +33,12 @@ class Candidate(NamedTuple):
     prefix: str
 
     @property
+    def parameter_names(self) -> tuple[str, str]:
+        """What the tensor, or the scores that make it, are called in the model's `state_dict`."""
+        plain, tiled = self.tensor, f"parametrizations.{self.tensor}.original0"
+        return self.prefix + plain, self.prefix + tiled
+
+    @property
     def weight(self) -> Tensor:
         """The tensor that the layer computes with."""
         weight: Tensor = getattr(self.layer, self.tensor)

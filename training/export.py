@@ -5,7 +5,8 @@ The file says nothing about the machine that wrote it.
 
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -59,7 +60,7 @@ def export(
     Raises:
         ExportError: the model, or a module in it, is in training mode, or computes with a fixed
             first dimension; or a tile would not be lowered: then the file is kept for
-            `tbn-inspect`.
+            `tbn-inspect`; or PyTorch is older than 2.7.
     """
     if torch.__version__ < "2.7":
         raise ExportError(f"PyTorch {torch.__version__} cannot write BatchNorm; export with 2.7")
@@ -68,21 +69,24 @@ def export(
     batches = tuple(torch.cat([example, example]) for example in examples)
     batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
     with _quiet():
-        program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
-            model,
-            batches,
-            dynamo=True,
-            dynamic_shapes=tuple({0: batch} for _ in batches),
-            input_names=input_names,
-            output_names=output_names,
-            verbose=False,
+        program = cast(
+            "torch.onnx.ONNXProgram",
+            torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
+                model,
+                batches,
+                dynamo=True,
+                dynamic_shapes=tuple({0: batch} for _ in batches),
+                input_names=input_names,
+                output_names=output_names,
+                verbose=False,
+            ),
         )
-    written = cast("torch.onnx.ONNXProgram", program).model
+    written = program.model
     _check_batch(model, written.graph.inputs)
     _strip_metadata(written)
     ir.save(written, path)  # pyright: ignore[reportUnknownMemberType]
     report = inspect_model(path)
-    _check_lowering(model, report)
+    _check_lowering(report, _tile_sizes(model, _unread(program)))
     return report
 
 
@@ -119,13 +123,13 @@ def _check_batch(model: nn.Module, inputs: Sequence[ir.Value]) -> None:
             )
 
 
-def _check_lowering(model: nn.Module, report: ModelReport) -> None:
-    """Raise ExportError unless the lowered layers hold as many weights as the tiles in PyTorch."""
-    tiles = _tile_sizes(model)
-    lowered = [prod(layer.shape) for layer in report.lowered]
-    if sum(lowered) >= sum(tiles.values()):
+def _check_lowering(report: ModelReport, tiles: Mapping[str, int]) -> None:
+    """Raise ExportError unless the lowered weights are as many as the tiles in PyTorch."""
+    lowered = {layer.weight: prod(layer.shape) for layer in report.lowered}
+    if sum(lowered.values()) >= sum(tiles.values()):
         return
-    names = ", ".join(name for name, size in tiles.items() if size not in lowered) or "a layer"
+    missing = Counter(tiles.values()) - Counter(lowered.values())
+    names = " or ".join(name for name, size in tiles.items() if size in missing)
     reasons = [f"{layer.name}: {layer.reason}" for layer in report.layers if layer.reason]
     raise ExportError(
         f"the tile of {names} is not lowered in {report.model}; "
@@ -133,8 +137,18 @@ def _check_lowering(model: nn.Module, report: ModelReport) -> None:
     )
 
 
-def _tile_sizes(model: nn.Module) -> dict[str, int]:
-    """The number of weights of each layer whose weight is worth a tile.
+def _unread(program: torch.onnx.ONNXProgram) -> set[str]:
+    """Parameters that the exported computation does not read, as those of heads for training."""
+    exported = program.exported_program
+    if exported is None:
+        return set()
+    names = exported.graph_signature.inputs_to_parameters
+    unread = [node.name for node in exported.graph.nodes if not node.users]
+    return {names[name] for name in unread if name in names}
+
+
+def _tile_sizes(model: nn.Module, unread: set[str]) -> dict[str, int]:
+    """The number of weights of each layer that is read and whose weight is worth a tile.
 
     A BatchNorm that the exporter folds into a layer leaves one scale for each row, which a row of
     few weights is not worth.
@@ -142,7 +156,9 @@ def _tile_sizes(model: nn.Module) -> dict[str, int]:
     return {
         name: candidate.weight.numel()
         for name, candidate in candidates(model).items()
-        if candidate.weight[0].numel() > SMALLEST_GAIN and _is_tile(candidate.weight)
+        if candidate.weight[0].numel() > SMALLEST_GAIN
+        and _is_tile(candidate.weight)
+        and not any(latent in unread for latent in candidate.parameter_names)
     }
 
 

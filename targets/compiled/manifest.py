@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from typing import Annotated, Literal
 
@@ -84,7 +85,7 @@ class Manifest(_Part):
 
     def to_json(self) -> bytes:
         """ASCII JSON, the same bytes for the same content."""
-        return self.model_dump_json(indent=2, ensure_ascii=True).encode("ascii")
+        return json.dumps(self.model_dump(mode="json"), indent=2).encode("ascii")
 
 
 def parse_manifest(text: bytes) -> Manifest:

@@ -204,9 +204,51 @@ def test_a_tile_that_the_compiler_leaves_alone_is_named(tmp_path: Path, frozen: 
     assert path.exists()
 
 
+class UsedTwice(nn.Module):
+    """One layer is used twice, and the weight of another is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(64, 64)
+        self.changed = nn.Linear(64, 64)
+        self.noise = nn.Buffer(torch.rand(64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(self.twice(x).relu())
+        return nn.functional.linear(x, self.changed.weight + self.noise)
+
+
+def test_a_layer_that_is_used_twice_stands_for_no_other(tmp_path: Path) -> None:
+    model = tile_model(UsedTwice(), min_size=0).eval()
+    message = r"the tile of twice or changed is not lowered in model\.onnx; left alone are: .*magn"
+    with pytest.raises(ExportError, match=message):
+        export(freeze(model), tmp_path / "model.onnx", torch.zeros(1, 64))
+
+
+class Auxiliary(nn.Module):
+    """A second head for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 64)
+        self.auxiliary = nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.head(x), self.auxiliary(x)], 1) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_evaluation_leaves_out_is_not_missed(tmp_path: Path, frozen: bool) -> None:
+    model = tile_model(Auxiliary(), min_size=0).eval()
+    report = export(freeze(model) if frozen else model, tmp_path / "model.onnx", torch.zeros(1, 64))
+    assert [layer.shape for layer in report.lowered] == [(64, 64)]
+
+
 def test_double_precision_is_named(tmp_path: Path) -> None:
     model = perceptron().double().eval()
-    with pytest.raises(ExportError, match=r"the tile of 0, 2 is not lowered.*float64; only float"):
+    with pytest.raises(
+        ExportError, match=r"the tile of 0 or 2 is not lowered.*float64; only f"
+    ):
         export(model, tmp_path / "model.onnx", torch.zeros(1, FEATURES, dtype=torch.float64))
 
 
