@@ -88,9 +88,9 @@ class TiledAggregate(TiledWeight):
 
     `original0` is the aggregate s, float[q], and `original1` the scales, float[C]. The aggregate
     receives the sum of the gradients of its p positions, where `TiledWeight` gives each score its
-    own: with SGD, momentum and weight decay the bits are those of full scores that began with
-    this sum; Adam, which normalises element by element, takes other steps. A stored scale moves as
-    a full source would whose elements are equal in each tile.
+    own: by SGD, momentum and weight decay it moves as the sum of full scores under the same scales;
+    Adam, which normalises element by element, takes other steps. A stored scale moves as a full
+    source would whose elements are equal in each tile.
 
     Raises:
         TilingError: as `TiledWeight`; or the scales are to come from scores that are not kept.

@@ -246,9 +246,7 @@ def test_a_layer_that_evaluation_leaves_out_is_not_missed(tmp_path: Path, frozen
 
 def test_double_precision_is_named(tmp_path: Path) -> None:
     model = perceptron().double().eval()
-    with pytest.raises(
-        ExportError, match=r"the tile of 0 or 2 is not lowered.*float64; only f"
-    ):
+    with pytest.raises(ExportError, match=r"the tile of 0 or 2 is not lowered.*float64; only f"):
         export(model, tmp_path / "model.onnx", torch.zeros(1, FEATURES, dtype=torch.float64))
 
 
