@@ -354,7 +354,8 @@ X, Y = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
         (_Attended, (X, Y), None, 18),
     ],
 )
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # PyTorch, of itself
+@pytest.mark.filterwarnings("ignore:# The axis name. b will not be used")  # X and Y share it
 def test_what_pytorch_exports_is_recognised(make, inputs, dynamic, opset):
     shapes = dynamic and tuple(
         {axis: torch.export.Dim(name, max=100) for axis, name in axes.items()} for axes in dynamic
